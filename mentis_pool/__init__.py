@@ -1,0 +1,77 @@
+"""concurrent.futures for code sandboxes: submit cells of Python, get futures.
+
+::
+
+    from mentis_pool import SandboxExecutor
+
+    with SandboxExecutor(max_workers=4) as executor:
+        print(executor.submit("1 + 1").result().value)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mentis_pool._version import __version__
+
+if TYPE_CHECKING:
+    from mentis_pool.errors import (
+        BrokenSandboxPool,
+        CellError,
+        CellTimeout,
+        MentisPoolError,
+        OutcomeUnknown,
+        PayloadError,
+        ProtocolError,
+        RuntimeRejected,
+        RuntimeUnavailable,
+        SandboxDied,
+        SandboxError,
+    )
+    from mentis_pool.executor import SandboxExecutor
+    from mentis_pool.future import CellFuture
+    from mentis_pool.observations import Cut, Display, End, Error, Result, Start, Stream
+    from mentis_pool.results import CellResult, Opaque, Usage
+
+_HOME = {
+    **dict.fromkeys(
+        (
+            "BrokenSandboxPool",
+            "CellError",
+            "CellTimeout",
+            "MentisPoolError",
+            "OutcomeUnknown",
+            "PayloadError",
+            "ProtocolError",
+            "RuntimeRejected",
+            "RuntimeUnavailable",
+            "SandboxDied",
+            "SandboxError",
+        ),
+        "errors",
+    ),
+    "SandboxExecutor": "executor",
+    "CellFuture": "future",
+    **dict.fromkeys(("Cut", "Display", "End", "Error", "Result", "Start", "Stream"), "observations"),
+    **dict.fromkeys(("CellResult", "Opaque", "Usage"), "results"),
+}
+
+__all__ = [  # noqa: PLE0604, RUF022 - the names of _HOME, which is sorted by where they live
+    "__version__",
+    *_HOME,
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the runtime's processes need none of them."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

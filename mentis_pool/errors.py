@@ -1,0 +1,202 @@
+"""Every exception of the library.
+
+::
+
+    MentisPoolError
+    ├─ CellError            the cell raised; the sandbox is fine
+    ├─ SandboxError         the sandbox failed; the cell may be innocent
+    │   ├─ SandboxDied
+    │   └─ OutcomeUnknown
+    ├─ CellTimeout          (also TimeoutError)
+    ├─ RuntimeUnavailable
+    ├─ RuntimeRejected
+    ├─ ProtocolError        the other side broke the protocol
+    ├─ PayloadError         a variable cannot travel
+    └─ BrokenSandboxPool    (also concurrent.futures.BrokenExecutor)
+
+Each can be pickled. One that is the outcome of a task carries what the task gave
+until then as ``result``.
+"""
+
+from __future__ import annotations
+
+import builtins
+from concurrent.futures import BrokenExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mentis_pool.results import CellResult
+
+
+class MentisPoolError(Exception):
+    """Base of everything that the library raises of its own.
+
+    Attributes:
+        result: where the error is the outcome of a task, all that the task
+            gave until then; otherwise None.
+    """
+
+    result: CellResult | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = dict(self.__dict__)
+        if isinstance(self, CellError):
+            state["name"] = self.name
+        result = state.pop("result", None)
+        if result is not None:
+            # Error and result point at each other: the copy is joined again in `_rebuild`.
+            state["result"] = result.without_error()
+        return _rebuild, (_plain_class(type(self)), self.args, state)
+
+
+def _plain_class(cls: type[MentisPoolError]) -> type[MentisPoolError] | str:
+    """How a class travels in a pickle: the made ones (`cell_error_class`) by their builtin's name."""
+    made_for: str | None = cls.__dict__.get("_made_for")
+    return cls if made_for is None else made_for
+
+
+def _rebuild(
+    cls: type[MentisPoolError] | str, args: tuple[Any, ...], state: dict[str, Any]
+) -> MentisPoolError:
+    made = cell_error_class(cls) if isinstance(cls, str) else cls
+    error = made.__new__(made)
+    error.args = args
+    error.__dict__.update({k: v for k, v in state.items() if k not in ("name", "result")})
+    if "name" in state:
+        # ImportError, NameError and others keep `name` outside the instance's dict.
+        error.name = state["name"]  # type: ignore[attr-defined]
+    result = state.get("result")
+    if result is not None:
+        error.result = result.with_error(error)
+    return error
+
+
+class CellError(MentisPoolError):
+    """The cell raised an exception.
+
+    When that was a builtin subclass of Exception, this is an instance of it
+    too, so ``except ZeroDivisionError`` works. StopIteration, exception groups,
+    CancelledError, SystemExit and KeyboardInterrupt are left out: they mean
+    something to whoever waits for a future.
+
+    Attributes:
+        name: the exception's class name, as the cell knew it.
+        value: its text.
+        traceback: as Python prints it, with the cell's own lines.
+        result: `CellResult` with all that the cell gave until then.
+    """
+
+    name: str
+    value: str
+    traceback: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value}" if self.value else self.name
+
+    def __repr__(self) -> str:
+        return f"<CellError {self}>"
+
+
+def cell_error(name: str, value: str, traceback: str) -> CellError:
+    """Make the `CellError` for an exception called ``name`` in the cell."""
+    cls = cell_error_class(name)
+    # The builtin's constructor is not called: its arguments are not known here,
+    # and several (UnicodeDecodeError, …) insist on theirs.
+    error = cls.__new__(cls)
+    error.args = (name, value)
+    error.__dict__.update(value=value, traceback=traceback)
+    error.name = name
+    return error
+
+
+# These mean something to whoever waits for a future.
+_PLAIN = ("StopIteration", "ExceptionGroup", "BaseExceptionGroup")
+
+
+@lru_cache(maxsize=256)
+def cell_error_class(name: str) -> type[CellError]:
+    """`CellError`, or its subclass that is also the builtin exception ``name``."""
+    builtin = getattr(builtins, name, None)
+    if (
+        not isinstance(builtin, type)
+        or not issubclass(builtin, Exception)
+        or name in _PLAIN
+        or builtin is Exception
+    ):
+        return CellError
+    return type("CellError", (CellError, builtin), {"_made_for": builtin.__name__})
+
+
+class CellTimeout(MentisPoolError, TimeoutError):
+    """The cell ran for longer than its ``timeout`` (seconds); ``result`` is partial."""
+
+    def __init__(self, message: str = "", timeout: float | None = None) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class SandboxError(MentisPoolError):
+    """The sandbox failed; the cell may be innocent.
+
+    Attributes:
+        sandbox_id: the sandbox it was, or None when there was none yet.
+    """
+
+    def __init__(self, message: str = "", sandbox_id: str | None = None) -> None:
+        super().__init__(message)
+        self.sandbox_id = sandbox_id
+
+
+class SandboxDied(SandboxError):
+    """The process that ran the cell died before it gave a result.
+
+    Attributes:
+        signal: number of the signal that killed it, or None.
+        exit_code: its exit code, or None.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        sandbox_id: str | None = None,
+        signal: int | None = None,
+        exit_code: int | None = None,
+    ) -> None:
+        super().__init__(message, sandbox_id)
+        self.signal = signal
+        self.exit_code = exit_code
+
+
+class OutcomeUnknown(SandboxError):
+    """The task was sent, but what became of it was not heard."""
+
+
+class RuntimeUnavailable(MentisPoolError):
+    """No runtime could be started or reached, after all retries."""
+
+
+class RuntimeRejected(MentisPoolError):
+    """The runtime answered, and refused."""
+
+
+class ProtocolError(MentisPoolError):
+    """The other side broke the protocol; ``payload`` is what it sent (cut to 1 kB)."""
+
+    def __init__(self, message: str, payload: bytes = b"") -> None:
+        super().__init__(message, payload[:1024])
+        self.payload = payload[:1024]
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PayloadError(MentisPoolError):
+    """A variable cannot travel to the sandbox; the message names it."""
+
+
+class BrokenSandboxPool(MentisPoolError, BrokenExecutor):
+    """The executor cannot go on; no further task is taken."""

@@ -1,0 +1,51 @@
+"""Log events: which there are, and where they go.
+
+The library asks structlog for a logger and configures nothing. structlog, left
+unconfigured, would print every event on stdout; so unless the application has
+configured it, events go to the standard logger ``mentis_pool``, which shows
+warnings on stderr where logging is not configured either.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+_standard = logging.getLogger("mentis_pool")
+
+Level = Literal["debug", "info", "warning"]
+_NUMBERS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
+
+
+def _to_standard(
+    _: Any, __: str, event: MutableMapping[str, Any]
+) -> tuple[tuple[str], dict[str, Any]]:
+    """An event for the standard logger: a line to read, and the fields as ``record.fields``."""
+    name = str(event.pop("event"))
+    fields = dict(event)
+    line = " ".join([name, *(f"{key}={value!r}" for key, value in fields.items())])
+    # The line may hold percent signs: it is an argument, not a format.
+    return (line.replace("%", "%%"),), {"extra": {"event": name, "fields": fields}}
+
+
+_to_logging = structlog.wrap_logger(
+    _standard,
+    processors=[_to_standard],
+    wrapper_class=structlog.stdlib.BoundLogger,
+    context_class=dict,
+)
+_to_structlog = structlog.get_logger("mentis_pool")
+
+
+def wanted(level: Level) -> bool:
+    """Whether anybody would see an event of this level; False saves making it."""
+    return structlog.is_configured() or _standard.isEnabledFor(_NUMBERS[level])
+
+
+def log(level: Level, event: str, /, **fields: Any) -> None:
+    """Log one event: a noun and a past verb, and its fields."""
+    logger = _to_structlog if structlog.is_configured() else _to_logging
+    getattr(logger, level)(event, **fields)

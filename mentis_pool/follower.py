@@ -1,0 +1,66 @@
+"""Calls one task's ``on_output``, in a thread of its own, and lets the cell go on as it returns."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from mentis_pool.events import log
+from mentis_pool.observations import Stream
+
+WINDOW = 256 * 1024
+"""Bytes of output on their way to a callback; then the cell waits for it."""
+
+
+class Follower:
+    """The reader of one task's output.
+
+    Args:
+        task_id: for the log.
+        on_output: the user's function.
+        credit: called with the number of bytes that were taken.
+    """
+
+    def __init__(
+        self,
+        task_id: str,
+        on_output: Callable[[Stream], object],
+        credit: Callable[[int], None],
+    ) -> None:
+        self._task_id = task_id
+        self._on_output = on_output
+        self._credit = credit
+        self._pieces: queue.SimpleQueue[Stream | Callable[[], None]] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name=f"mentis-pool-output-{task_id}")
+        self.thread.start()
+
+    def put(self, piece: Stream) -> None:
+        """The next piece; never waits."""
+        self._pieces.put(piece)
+
+    def end(self, then: Callable[[], None]) -> None:
+        """There is no more: call ``then`` when the last piece was taken."""
+        self._pieces.put(then)
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        if self.thread is not threading.current_thread():
+            self.thread.join()
+
+    def _run(self) -> None:
+        # Ends with `end`, which the engine calls for every task, come what may.
+        taken = 0
+        raised = False
+        while isinstance(piece := self._pieces.get(), Stream):
+            try:
+                self._on_output(piece)
+            except Exception as exc:  # noqa: BLE001 - the user's function; the task goes on
+                if not raised:
+                    log("warning", "on_output_raised", task_id=self._task_id, error=repr(exc))
+                raised = True
+            taken += len(piece.data)
+            if taken >= WINDOW // 4:
+                self._credit(taken)
+                taken = 0
+        piece()

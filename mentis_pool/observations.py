@@ -1,0 +1,119 @@
+"""What a runtime says about an action.
+
+The codecs decode into these types, whatever the wire was; nothing above the
+codecs knows which. An observation names no action: the codec gives the pair
+(action, observation), and the runtime stamps the action itself, so that a
+sandbox can only speak about the one that it was given.
+
+For each action they come in this order::
+
+    Start, (Stream | Cut | Display)*, Result | Error, End
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from mentis_pool.text import to_text
+
+StreamName = Literal["stdout", "stderr"]
+
+
+class _Observation(msgspec.Struct, frozen=True, array_like=True):
+    """Base: a small array on the wire, its tag first."""
+
+
+class Start(_Observation, tag=0):
+    """The cell began to run, at ``time`` (seconds since the epoch, the runtime's clock)."""
+
+    time: float
+
+
+class Stream(_Observation, tag=1):
+    """Output of the cell, or of its child processes: bytes as written."""
+
+    stream: StreamName
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        """The output as text; bytes that are no UTF-8 become lone surrogates."""
+        return to_text(self.data)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Cut(_Observation, tag=2):
+    """``bytes`` of a stream (or of displays) were left out here, over the limit."""
+
+    stream: Literal["stdout", "stderr", "displays"]
+    bytes: int
+
+
+class Bundle(msgspec.Struct, frozen=True, array_like=True):
+    """One thing in several mime types: text (JSON as its text) and bytes (images)."""
+
+    texts: dict[str, str]
+    blobs: dict[str, bytes] = {}
+
+
+class Display(_Observation, tag=3):
+    """Something shown; an ``update`` stands for what was shown with the same ``display_id``."""
+
+    bundle: Bundle
+    display_id: str | None = None
+    update: bool = False
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """The exception of a cell, as text."""
+
+    name: str
+    value: str
+    traceback: str
+
+
+class Result(_Observation, tag=4):
+    """The cell ended by itself.
+
+    ``value`` is the last expression's value (`mentis_pool.values`), None where
+    it is not plain data; ``text`` its text/plain, ``type_name`` the name of its type
+    and ``bundle`` its rich forms. ``failure`` is None when all went well.
+    """
+
+    value: bytes | None = None
+    text: str | None = None
+    type_name: str | None = None
+    bundle: Bundle | None = None
+    failure: Failure | None = None
+
+
+class Error(_Observation, tag=5):
+    """The cell did not end by itself; ``message`` says why.
+
+    ``kind``: "timeout"; "died" (its process did); "payload" (a variable could
+    not be rebuilt in the sandbox); "protocol" (what the sandbox sent was no
+    observation); "unknown" (it was sent, and nothing more was heard).
+    """
+
+    kind: Literal["timeout", "died", "payload", "protocol", "unknown"]
+    message: str
+    signal: int | None = None
+    exit_code: int | None = None
+
+
+class End(_Observation, tag=6):
+    """Nothing more will be said; what the action used."""
+
+    seconds: float
+    """Seconds it ran."""
+    cpu_seconds: float = 0.0
+    """CPU seconds, with its child processes that ended."""
+    peak_memory: int | None = None
+    """Largest resident set of the cell's process, in bytes."""
+
+
+Observation = Start | Stream | Cut | Display | Result | Error | End

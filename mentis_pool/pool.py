@@ -1,0 +1,248 @@
+"""Which sandbox runs which task.
+
+Nothing here waits, sends, logs or reads a clock. Every method is called with
+the engine's lock held and returns the orders to carry out once it is released.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import deque
+
+from mentis_pool.observations import End, Observation, Start
+from mentis_pool.task import State, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Connect:
+    """A runtime is needed; ``failures`` were lost in a row before they ended any task."""
+
+    failures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenSandbox:
+    """Start this sandbox, on the connection that has this number."""
+
+    sandbox: int
+    connection: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Send the task to its sandbox, unless it was cancelled: then say so (`Pool.cancelled`)."""
+
+    task: Task
+    connection: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """The task began to run."""
+
+    task: Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Retried:
+    """The task was lost before it began, and waits again."""
+
+    task: Task
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Settle:
+    """All was said about the task; ``error`` is its outcome where it never got to a runtime."""
+
+    task: Task
+    error: Exception | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cancel:
+    """Cancel the task's future: it will not be sent."""
+
+    task: Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Nothing is left to do, and nothing more will come."""
+
+
+Order = Connect | OpenSandbox | Send | Started | Retried | Settle | Cancel | Stop
+
+
+class Pool:
+    """The policy of one executor over one runtime.
+
+    Args:
+        max_workers: sandboxes at most, so tasks running at once at most.
+        retries: how often a task is sent again that was lost before it began.
+    """
+
+    def __init__(self, max_workers: int, retries: int) -> None:
+        self._max_workers = max_workers
+        self._retries = retries
+        self._queue: deque[Task] = deque()
+        self._running: dict[int, Task] = {}
+        """Tasks by action, from Send to End."""
+        self._idle: list[int] = []
+        self._busy: dict[int, Task] = {}
+        """Tasks by sandbox."""
+        self._sandboxes = itertools.count(1)
+        self._actions = itertools.count(1)
+        self._connection = 0
+        self._connected = False
+        self._connecting = False
+        self._failures = 0
+        self._closing = False
+        self._stopped = False
+
+    @property
+    def closing(self) -> bool:
+        """Whether no more tasks are taken."""
+        return self._closing
+
+    def add(self, task: Task) -> list[Order]:
+        """A new task."""
+        self._queue.append(task)
+        return self._go_on()
+
+    def connected(self) -> list[Order]:
+        """A runtime is there."""
+        self._connecting = False
+        self._connected = True
+        self._connection += 1
+        return self._go_on()
+
+    def unavailable(self, error: Exception) -> list[Order]:
+        """No runtime can be had: whoever waits hears why. The next task tries again."""
+        self._connecting = False
+        return [*self._refuse(error), *self._go_on()]
+
+    def disconnected(self, reason: str, now: float) -> list[Order]:
+        """The runtime is lost, with all sandboxes and what ran in them."""
+        self._connected = False
+        self._failures += 1
+        sandboxes = [*self._idle, *self._busy]
+        # The oldest goes to the front of the queue last, so that it is first there.
+        orders = [
+            order
+            for sandbox in sorted(sandboxes, key=self._age, reverse=True)
+            for order in self._lose(sandbox, reason, now)
+        ]
+        return [*orders, *self._go_on()]
+
+    def _age(self, sandbox: int) -> int:
+        task = self._busy.get(sandbox)
+        return task.action if task is not None else 0
+
+    def closed(self, sandbox: int, reason: str, now: float) -> list[Order]:
+        """A sandbox is lost."""
+        return [*self._lose(sandbox, reason, now), *self._go_on()]
+
+    def said(self, action: int, observation: Observation, now: float) -> list[Order]:
+        """The runtime said something about an action; of one that has ended, it is ignored."""
+        task = self._running.get(action)
+        if task is None:
+            return []
+        task.observe(observation, now)
+        if isinstance(observation, Start):
+            return [Started(task)]
+        if isinstance(observation, End):
+            self._failures = 0
+            self._free(task)
+            return [Settle(task), *self._go_on()]
+        return []
+
+    def task_of(self, action: int) -> Task | None:
+        """The task that has this action, while it runs."""
+        return self._running.get(action)
+
+    def cancelled(self, task: Task) -> list[Order]:
+        """The task was cancelled before it was sent."""
+        task.state = State.ENDED
+        self._free(task)
+        return self._go_on()
+
+    def shutdown(self, cancel: bool) -> list[Order]:
+        """Take no more tasks; with ``cancel`` those that wait are not run either."""
+        self._closing = True
+        orders: list[Order] = []
+        if cancel:
+            while self._queue:
+                orders.append(Cancel(self._queue.popleft()))
+        return [*orders, *self._go_on()]
+
+    def fail(self, error: Exception, now: float) -> list[Order]:
+        """Nothing works any more: every task that has no outcome gets this one."""
+        self._closing = True
+        orders: list[Order] = []
+        for task in list(self._running.values()):
+            self._free(task)
+            task.lost(str(error), now)
+            orders.append(Settle(task, error))
+        return [*orders, *self._refuse(error)]
+
+    # ── the rules ───────────────────────────────────────────────────────────
+
+    def _go_on(self) -> list[Order]:
+        """Whatever can be done now: send, open, connect, stop."""
+        orders: list[Order] = []
+        if self._connected:
+            while self._queue and (self._idle or self._can_open()):
+                if not self._idle:
+                    sandbox = next(self._sandboxes)
+                    self._idle.append(sandbox)
+                    orders.append(OpenSandbox(sandbox, self._connection))
+                orders.append(self._send(self._queue.popleft()))
+        elif self._queue and not self._connecting:
+            self._connecting = True
+            orders.append(Connect(self._failures))
+        if self._closing and not self._queue and not self._busy and not self._stopped:
+            self._stopped = True
+            orders.append(Stop())
+        return orders
+
+    def _can_open(self) -> bool:
+        return len(self._idle) + len(self._busy) < self._max_workers
+
+    def _send(self, task: Task) -> Send:
+        sandbox = self._idle.pop()
+        task.sent(next(self._actions), sandbox)
+        self._busy[sandbox] = task
+        self._running[task.action] = task
+        return Send(task, self._connection)
+
+    def _free(self, task: Task) -> None:
+        """The task has no more use for its sandbox."""
+        self._running.pop(task.action, None)
+        if self._busy.pop(task.sandbox, None) is not None:
+            self._idle.append(task.sandbox)
+
+    def _lose(self, sandbox: int, reason: str, now: float) -> list[Order]:
+        if sandbox in self._idle:
+            self._idle.remove(sandbox)
+            return []
+        task = self._busy.pop(sandbox, None)
+        if task is None:
+            return []
+        del self._running[task.action]
+        # One that may have begun is not run twice.
+        if task.state is State.SENT and task.attempt <= self._retries:
+            task.back()
+            self._queue.appendleft(task)
+            return [Retried(task, reason)]
+        task.lost(reason, now)
+        return [Settle(task)]
+
+    def _refuse(self, error: Exception) -> list[Order]:
+        refused, self._queue = self._queue, deque()
+        orders: list[Order] = []
+        for task in refused:
+            task.refuse(str(error))
+            orders.append(Settle(task, error))
+        return orders

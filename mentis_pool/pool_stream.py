@@ -1,0 +1,166 @@
+"""The pool stream: frames <-> commands and observations.
+
+One WebSocket carries everything between a client and a runtime, for all its
+sandboxes. A frame is a msgpack array ``[seq, ack, batch]``: ``seq`` counts the
+frames of one direction from 1, ``ack`` is the last ``seq`` seen of the other,
+``batch`` holds as many messages as were there. Sandboxes and actions are named
+by integers that the client chooses, each used once.
+
+Pure: a `Sender` and a `Receiver` per direction, bytes in and out.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+from mentis_pool.errors import ProtocolError
+from mentis_pool.observations import Observation
+
+SUBPROTOCOL = "mentis-pool.v1"
+PATH = "/v1/pool"
+
+State = Literal["fresh", "reuse"]
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base: a small array on the wire, its tag first."""
+
+
+# ── commands: client to runtime ─────────────────────────────────────────────
+
+
+class Open(_Message, tag=0):
+    """Start a sandbox; runs may be sent to it at once."""
+
+    sandbox: int
+    state: State
+
+
+class Run(_Message, tag=1):
+    """Run the source texts one after the other, up to the first that fails.
+
+    ``sources`` and ``stdin`` are UTF-8 by way of `mentis_pool.text`;
+    ``variables`` are names and pickles, rebuilt in the sandbox only. With
+    ``argv`` the source runs as a script does. ``window`` bounds the bytes of
+    output that are on their way unconfirmed by `Credit` (None: no such bound,
+    ``max_output`` bytes of each stream are sent at most).
+    """
+
+    action: int
+    sandbox: int
+    sources: list[bytes]
+    variables: dict[str, bytes]
+    stdin: bytes | None
+    argv: list[str] | None
+    timeout: float | None
+    max_output: int | None
+    window: int | None
+
+
+class Credit(_Message, tag=2):
+    """So many bytes of this action's output were taken by its reader."""
+
+    action: int
+    bytes: int
+
+
+class Close(_Message, tag=3):
+    """End a sandbox and all that runs in it."""
+
+    sandbox: int
+
+
+Command = Open | Run | Credit | Close
+
+
+# ── events: runtime to client ───────────────────────────────────────────────
+
+
+class Welcome(_Message, tag=0):
+    """First of all: the runtime is ready. ``session`` makes ids unique across runtimes."""
+
+    session: str
+    version: str
+    python: str
+
+
+class Said(_Message, tag=1):
+    """One observation of one action."""
+
+    action: int
+    observation: Observation
+
+
+class Opened(_Message, tag=2):
+    """The sandbox has its first worker, after so many seconds."""
+
+    sandbox: int
+    seconds: float
+
+
+class Closed(_Message, tag=3):
+    """The sandbox is no more; its actions have had their End."""
+
+    sandbox: int
+    reason: str
+
+
+Event = Welcome | Said | Opened | Closed
+
+
+# ── frames ──────────────────────────────────────────────────────────────────
+
+M = TypeVar("M")
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Sender:
+    """Messages to frames, numbered."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+
+    def frame(self, batch: list[Command] | list[Event], ack: int) -> bytes:
+        """One frame of these messages; ``ack`` is the last seq that was received."""
+        self._seq += 1
+        return _encoder.encode((self._seq, ack, batch))
+
+
+class Receiver(Generic[M]):
+    """Frames to messages; ``seq`` is that of the last frame, for the `Sender` to confirm."""
+
+    def __init__(self, messages: type[M]) -> None:
+        self._decoder: msgspec.msgpack.Decoder[tuple[int, int, list[M]]] = msgspec.msgpack.Decoder(
+            tuple[int, int, list[messages]]  # type: ignore[valid-type]
+        )
+        self.seq = 0
+        self.acked = 0
+
+    def messages(self, frame: bytes) -> list[M]:
+        """The messages of a frame.
+
+        Raises:
+            ProtocolError: it is no frame, or not the next one.
+        """
+        try:
+            seq, ack, batch = self._decoder.decode(frame)
+        except (msgspec.MsgspecError, RecursionError) as exc:
+            raise ProtocolError(f"not a frame of the pool stream: {exc}", frame) from exc
+        if seq != self.seq + 1:
+            raise ProtocolError(f"frame {seq} came after frame {self.seq}", frame)
+        self.seq = seq
+        self.acked = ack
+        return batch
+
+
+def commands() -> Receiver[Command]:
+    """What a runtime reads."""
+    return Receiver(Command)  # type: ignore[arg-type]
+
+
+def events() -> Receiver[Event]:
+    """What a client reads."""
+    return Receiver(Event)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""The embedded runtime: a program of its own, which owns the sandboxes."""

@@ -1,0 +1,99 @@
+"""One run, from Start to End: what is passed on of what its worker says and writes.
+
+Pure: time is an argument. Whatever a worker sends, what comes out is in the
+order that `mentis_pool.observations` promises, and within the limits.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from mentis_pool.observations import (
+    Cut,
+    Display,
+    End,
+    Error,
+    Observation,
+    Result,
+    Start,
+    StreamName,
+)
+from mentis_pool.output import StreamBound
+from mentis_pool.pool_stream import Run
+
+DISPLAY_LIMIT = 64 * 1024 * 1024
+"""Bytes of displays of one action, where ``max_output`` sets no lower limit."""
+
+
+class Action:
+    """What one run has said so far, and how much its reader still takes."""
+
+    def __init__(self, run: Run) -> None:
+        self.number = run.action
+        self.run = run
+        self.timed_out = False
+        self._started = 0.0
+        # With a window every piece is passed on: the reader bounds what it keeps.
+        limit = run.max_output if run.window is None else None
+        self._bounds: dict[StreamName, StreamBound] = {
+            "stdout": StreamBound("stdout", limit),
+            "stderr": StreamBound("stderr", limit),
+        }
+        self._unconfirmed = 0
+        self._displays_left = DISPLAY_LIMIT if run.max_output is None else run.max_output
+        self._displays_cut = 0
+
+    def begin(self, now: float, wall: float) -> list[Observation]:
+        """It starts, at ``now`` on the monotonic clock and ``wall`` since the epoch."""
+        self._started = now
+        return [Start(wall)]
+
+    @property
+    def open(self) -> bool:
+        """Whether more of its output may be read now."""
+        return self.run.window is None or self._unconfirmed < self.run.window
+
+    def output(self, stream: StreamName, data: bytes) -> list[Observation]:
+        """Its worker, or a child of that, wrote this."""
+        self._unconfirmed += len(data)
+        return self._bounds[stream].feed(data)
+
+    def confirm(self, count: int) -> None:
+        """The reader took so many bytes."""
+        self._unconfirmed = max(0, self._unconfirmed - count)
+
+    def shown(self, shown: Display | Cut) -> list[Observation]:
+        """Its worker displayed something, or had to leave it out."""
+        if isinstance(shown, Cut):
+            self._displays_cut += shown.bytes
+            return []
+        texts, blobs = shown.bundle.texts, shown.bundle.blobs
+        size = sum(map(len, texts.values())) + sum(map(len, blobs.values()))
+        if size > self._displays_left:
+            self._displays_cut += size
+            return []
+        self._displays_left -= size
+        return [shown]
+
+    def finish(self, said: Result | Error, used: End, now: float) -> list[Observation]:
+        """It is over: the kept ends of its output, the outcome, the end."""
+        observations = [o for bound in self._bounds.values() for o in bound.finish()]
+        if self._displays_cut:
+            observations.append(Cut("displays", self._displays_cut))
+        if self.timed_out:
+            said = Error("timeout", f"the cell ran for more than {self.run.timeout:g} s")
+        end = End(now - self._started, used.cpu_seconds, used.peak_memory)
+        return [*observations, said, end]
+
+
+def death(status: int) -> Error:
+    """Why a worker is gone, from its wait status."""
+    if status & 0x7F:
+        number = status & 0x7F
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return Error("died", f"the cell's process was killed by {name}", signal=number)
+    code = status >> 8 & 0xFF
+    return Error("died", f"the cell's process exited with code {code}", exit_code=code)

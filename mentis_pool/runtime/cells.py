@@ -1,0 +1,341 @@
+"""One cell: compile, run, capture, display. Runs in the sandbox, on IPython's shell.
+
+The shell is IPython's own, with three differences: a value and a display are
+handed on instead of printed, an exception is kept instead of shown, and
+``!command`` writes to the cell's own descriptors instead of to a terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio  # noqa: F401 - cells await, and importing it takes 40 ms
+import atexit
+import contextlib
+import io
+import json
+import linecache
+import sys
+import threading
+import traceback
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from _sitebuiltins import Quitter
+from IPython.core import interactiveshell
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Type
+from traitlets.config import Config
+
+from mentis_pool import values
+from mentis_pool.observations import Bundle, Cut, Display, Failure, Result
+from mentis_pool.text import printable
+
+MAX_TEXT = 1024 * 1024
+"""Characters of a value's text, and of a traceback."""
+MAX_BUNDLE = 32 * 1024 * 1024
+"""Bytes of one display."""
+
+Show = Callable[[Display | Cut], None]
+
+
+class _Compiler(CachingCompiler):
+    """Names a cell ``<cell 1>`` in tracebacks, as a person counts them."""
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        return f"<cell {number}>"
+
+
+class _Hook(DisplayHook):
+    """Keeps the last expression's value instead of printing it."""
+
+    def __call__(self, result: Any = None) -> None:
+        if result is None:
+            return
+        self.check_for_underscore()
+        if self.quiet():
+            return
+        self.update_user_ns(result)
+        self.fill_exec_result(result)
+
+
+class _Publisher(DisplayPublisher):
+    """Hands what is displayed to the shell's ``show``."""
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **_: Any,
+    ) -> None:
+        shown = _bundle(data)
+        if isinstance(shown, Bundle):
+            display_id = (transient or {}).get("display_id")
+            shown = Display(shown, str(display_id) if display_id is not None else None, update)
+        self.shell.show(shown)
+
+    def clear_output(self, wait: bool = False) -> None:
+        """There is no screen here to be cleared."""
+
+
+class CellShell(InteractiveShell):  # type: ignore[misc]
+    """IPython's shell without a terminal."""
+
+    compiler_class = Type(_Compiler)
+    displayhook_class = Type(_Hook)
+    display_pub_class = Type(_Publisher)
+    show: Show
+
+    def _tee(self, channel: str) -> contextlib.AbstractContextManager[None]:
+        """IPython would keep all output in its history as well: 1 GB of it, if it came to that."""
+        return contextlib.nullcontext()
+
+    def showtraceback(self, *_: Any, **__: Any) -> None:
+        """The exception is in the ExecutionResult; formatting it here would cost 10 ms."""
+
+    def showsyntaxerror(self, *_: Any, **__: Any) -> None:
+        """The exception is in the ExecutionResult."""
+
+    def _format_exception_for_storage(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Nobody reads the history's exceptions here, and they cost 10 ms each."""
+        return {}
+
+    def system(self, cmd: str) -> None:
+        """Run ``!cmd`` on the cell's own descriptors, its exit code in ``_exit_code``."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.system_raw(cmd)
+
+    def init_history(self) -> None:
+        super().init_history()
+        self.configurables.append(self.history_manager)
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        """There is no screen."""
+
+    def clear(self) -> None:
+        """A namespace as of a new shell."""
+        module = types.ModuleType("__main__", doc="Namespace of the cells")
+        module.__dict__["__builtin__"] = sys.modules["builtins"]
+        module.__dict__["__builtins__"] = sys.modules["builtins"]
+        self.user_module = module
+        self.user_ns = module.__dict__
+        self.user_ns_hidden.clear()
+        self.displayhook._ = self.displayhook.__ = self.displayhook.___ = ""
+        self.history_manager.reset()
+        self.execution_count = 1
+        self.init_user_ns()
+        # IPython's own exit() asks a terminal to close; here it ends the cell, as in Python.
+        for name in ("exit", "quit"):
+            self.user_ns[name] = self.user_ns_hidden[name] = Quitter(name, "end-of-file")
+        sys.modules["__main__"] = module
+        self.last_execution_result = None
+
+
+def build_shell() -> CellShell:
+    """The one shell of this process."""
+    config = Config()
+    # Its SQLite database would open files, and its saving is a thread.
+    config.HistoryManager.enabled = False
+    config.HistoryManager.hist_file = ":memory:"
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.autocall = 0
+    config.InteractiveShell.enable_tip = False
+    shell = CellShell.instance(config=config)
+    assert isinstance(shell, CellShell)
+    # A cell that asks for help or an exit has no pager and no prompt to go to.
+    shell.set_hook("show_in_pager", lambda _self, text, *a, **k: print(_plain_text(text)), 99)
+    return shell
+
+
+def _plain_text(pager_text: Any) -> str:
+    return str(pager_text.get("text/plain", "")) if isinstance(pager_text, dict) else pager_text
+
+
+def warm_up() -> None:
+    """Run what most cells will run, so that their process finds it done."""
+    shell = CellShell.instance()
+    shell.clear()
+    run = CellRun(shell, lambda _: None)
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        run.cells(["import math\nx = [1]\nprint(x)\nmath.pi", "display(1)", "1/0", "%pwd", "x ="])
+    for name in [name for name in linecache.cache if name.startswith("<cell ")]:
+        del linecache.cache[name]
+    shell.clear()
+
+
+class CellRun:
+    """The cells of one task."""
+
+    def __init__(self, shell: CellShell, show: Show) -> None:
+        self._shell = shell
+        self._show = show
+        shell.show = show
+
+    def cells(self, sources: list[str]) -> Result:
+        """Run the sources one after the other, up to the first that fails.
+
+        The values of all but the last are displayed, as a notebook does.
+        """
+        result = Result()
+        for number, source in enumerate(sources, 1):
+            value, failure = self._cell(source)
+            if failure is not None:
+                return Result(failure=failure)
+            if number == len(sources):
+                result = self._result(value)
+            elif value is not None:
+                self._show(self._displayed(value))
+        return result
+
+    def _cell(self, source: str) -> tuple[Any, Failure | None]:
+        if "\0" in source:
+            # IPython would cut the line there, and Python 3.10 raises a ValueError.
+            return None, failure_of(SyntaxError("source code string cannot contain null bytes"))
+        with warnings.catch_warnings():
+            # "To exit: use 'exit'" is advice for a terminal.
+            warnings.filterwarnings("ignore", message="To exit: use", module="IPython")
+            done = self._shell.run_cell(source, store_history=True)
+        error = done.error_before_exec or done.error_in_exec
+        if error is not None:
+            return None, failure_of(error)
+        return done.result, None
+
+    def _result(self, value: Any) -> Result:
+        if value is None:
+            return Result()
+        texts, rich = self._forms(value)
+        return Result(
+            value=values.encode(value),
+            text=texts,
+            type_name=_type_name(value),
+            bundle=rich,
+        )
+
+    def _forms(self, value: Any) -> tuple[str, Bundle | None]:
+        """The value's text, and its bundle when that has more than text."""
+        if type(value) in _PLAIN:
+            return _short(printable(self._shell.display_formatter.formatters["text/plain"](value))), None
+        data, _ = self._shell.display_formatter.format(value)
+        text = data.get("text/plain")
+        text = text if isinstance(text, str) else ""
+        bundle = _bundle(data)
+        if isinstance(bundle, Cut):
+            self._show(bundle)
+            bundle = None
+        elif set(bundle.texts) | set(bundle.blobs) <= {"text/plain"}:
+            bundle = None
+        return _short(printable(text)), bundle
+
+    def _displayed(self, value: Any) -> Display | Cut:
+        text, rich = self._forms(value)
+        return Display(rich or Bundle({"text/plain": text}))
+
+    def script(self, source: str, argv: list[str]) -> Result:
+        """Run the source as ``python argv[0]`` would, up to and with its exit."""
+        name = argv[0]
+        module = types.ModuleType("__main__")
+        module.__dict__.update(__file__=name, __builtins__=sys.modules["builtins"])
+        sys.modules["__main__"] = module
+        sys.argv = list(argv)
+        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        failure = None
+        try:
+            try:
+                exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
+            finally:
+                _end_of_process()
+        except SystemExit as exc:
+            if exc.code is not None and not isinstance(exc.code, int):
+                print(exc.code, file=sys.stderr)
+            if exc.code not in (None, 0):
+                failure = failure_of(exc)
+        except BaseException as exc:  # noqa: BLE001 - whatever the script raises is its outcome
+            failure = failure_of(exc)
+        return Result(failure=failure)
+
+
+_PLAIN: frozenset[type] = frozenset((bool, int, float, str, bytes))
+
+
+def _end_of_process() -> None:
+    """What the interpreter does at its end: wait for threads, call what asked to be called."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+
+
+def _bundle(data: dict[str, Any]) -> Bundle | Cut:
+    """A mime bundle as IPython makes it, as text and bytes; a Cut when it is too large."""
+    texts: dict[str, str] = {}
+    blobs: dict[str, bytes] = {}
+    for mime, form in data.items():
+        if isinstance(form, bytes):
+            blobs[str(mime)] = bytes(form)
+        elif isinstance(form, str):
+            texts[str(mime)] = printable(form)
+        else:
+            try:
+                texts[str(mime)] = json.dumps(form)
+            except (TypeError, ValueError, RecursionError):
+                texts[str(mime)] = printable(str(form))
+    size = sum(map(len, texts.values())) + sum(map(len, blobs.values()))
+    if size > MAX_BUNDLE:
+        return Cut("displays", size)
+    return Bundle(texts, blobs)
+
+
+def _type_name(value: object) -> str:
+    cls = type(value)
+    module = cls.__module__
+    name = cls.__qualname__
+    return printable(name if module in ("builtins", "__main__") else f"{module}.{name}")
+
+
+def failure_of(error: BaseException) -> Failure:
+    """An exception as text: name, value and traceback with the cell's own lines."""
+    name = printable(type(error).__name__)
+    try:
+        value = printable(str(error))
+    except BaseException as exc:  # noqa: BLE001 - the exception's own code, which may do anything
+        value = f"<its text cannot be had: {type(exc).__name__}>"
+    try:
+        shown = traceback.TracebackException.from_exception(error)
+        _strip(shown)
+        text = printable("".join(shown.format()))
+    except BaseException as exc:  # noqa: BLE001 - the exception's own code, which may do anything
+        text = f"{name}: {value}\n<its traceback cannot be had: {type(exc).__name__}>\n"
+    return Failure(name, _short(value), _short(text))
+
+
+_OURS = (__file__, interactiveshell.__file__)
+
+
+def _strip(shown: traceback.TracebackException, seen: set[int] | None = None) -> None:
+    """Take out the frames of this file and of IPython's shell, which ran the cell."""
+    seen = set() if seen is None else seen
+    if id(shown) in seen:
+        return
+    seen.add(id(shown))
+    shown.stack[:] = [
+        frame
+        for frame in shown.stack
+        if frame.filename not in _OURS and "/IPython/core/" not in frame.filename
+    ]
+    for other in (shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())):
+        if other is not None:
+            _strip(other, seen)
+
+
+def _short(text: str) -> str:
+    if len(text) <= MAX_TEXT:
+        return text
+    return f"{text[: MAX_TEXT // 2]}\n[… {len(text) - MAX_TEXT} characters cut …]\n{text[-(MAX_TEXT // 2) :]}"

@@ -1,0 +1,131 @@
+"""The first process of a sandbox: forks workers, kills and cleans up between them.
+
+It runs no code of users. It waits for two things only, a command of the
+supervisor and the end of a child; when the supervisor is gone (end-of-file on
+its socket) it kills everything in the sandbox and exits.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+
+from mentis_pool.runtime import isolation, posix, wire, worker
+
+
+def main(sock: socket.socket, stdout: int, stderr: int, directory: str) -> None:
+    """Be the init of a sandbox, until the supervisor closes ``sock``."""
+    os.setsid()
+    posix.adopt_orphans()
+    os.environ.update(isolation.sandbox_environment(directory))
+    Init(sock, stdout, stderr, directory).run()
+
+
+class Init:
+    """The workers of one sandbox: one that runs, and at times the next, already forked."""
+
+    def __init__(self, sock: socket.socket, stdout: int, stderr: int, directory: str) -> None:
+        self._sock = sock
+        self._stdout = stdout
+        self._stderr = stderr
+        self._directory = directory
+        self._workers: list[int] = []
+        self._woken, self._wake = os.pipe()
+
+    def run(self) -> None:
+        """Serve until end-of-file; then leave no process behind."""
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._woken, False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        commands = wire.Unpacker[wire.ToInit](wire.ToInit)  # type: ignore[arg-type]
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        try:
+            while True:
+                ready = dict(poll.poll())
+                if self._woken in ready:
+                    self._reap()
+                if self._sock.fileno() in ready:
+                    data = self._sock.recv(65536)
+                    if not data:
+                        break
+                    for command in commands.feed(data):
+                        self._obey(command)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the supervisor is gone: the same as end-of-file
+        finally:
+            self._kill_all_but(())
+
+    def _obey(self, command: wire.ToInit) -> None:
+        if isinstance(command, wire.Fork):
+            self._fork()
+        elif isinstance(command, wire.Signal):
+            # Only children that were not waited for: their pids cannot be anyone else's.
+            if command.pid in self._workers:
+                os.kill(command.pid, command.signal)
+        else:
+            self._retire(command.pid)
+
+    def _fork(self) -> None:
+        ours, theirs = socket.socketpair()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                ours.close()
+                self._sock.close()
+                os.close(self._woken)
+                os.close(self._wake)
+                worker.main(theirs, self._stdout, self._stderr, self._directory, parent)
+            finally:
+                os._exit(1)
+        theirs.close()
+        self._workers.append(pid)
+        with ours:
+            socket.send_fds(self._sock, [wire.pack(wire.Forked(pid))], [ours.fileno()])
+
+    def _reap(self) -> None:
+        os.read(self._woken, 4096)
+        while True:
+            try:
+                pid, status, used = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            # Others are orphans of a worker; nobody asks for them.
+            if pid in self._workers:
+                self._workers.remove(pid)
+                died = wire.Died(
+                    pid, status, used.ru_utime + used.ru_stime, worker.maxrss_bytes(used.ru_maxrss)
+                )
+                self._sock.sendall(wire.pack(died))
+
+    def _retire(self, pid: int) -> None:
+        self._kill_all_but([other for other in self._workers if other != pid])
+        isolation.empty(self._directory)
+        self._sock.sendall(wire.pack(wire.Retired(pid)))
+
+    def _kill_all_but(self, kept: list[int] | tuple[()]) -> None:
+        """Kill every process of the sandbox except these workers, and wait until they are gone."""
+        for pid in [pid for pid in self._workers if pid not in kept]:
+            self._workers.remove(pid)
+            try:
+                # A worker leads its process group: the whole of it goes at once.
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        # Whoever left the group became our child when its parent ended.
+        while left := [pid for pid in posix.children() if pid not in kept]:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            for pid in left:
+                os.waitpid(pid, 0)

@@ -1,0 +1,190 @@
+"""Start the embedded runtime, connect to it, hold its lifeline, stop it.
+
+Used by the client. The runtime listens on a Unix socket in a directory that
+only this user may enter. This process listens first and hands the socket down,
+so a connection waits for the runtime and is reset if that dies: there is
+nothing to poll for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from mentis_pool.errors import RuntimeUnavailable
+from mentis_pool.runtime import isolation
+
+_RUNTIME = (
+    "import json, sys\n"
+    "sys.path[:] = json.loads(sys.argv[1])\n"
+    "from mentis_pool.runtime.__main__ import main\n"
+    "main()\n"
+)
+_SWEEP_AGE = 60.0
+"""Seconds: a directory younger than this may be about to get its owner."""
+
+
+class LocalRuntime:
+    """One embedded runtime: its process, its directory, its lifeline.
+
+    Args:
+        preload: modules that the zygote imports.
+        threads: how many threads BLAS and OpenMP may start in a sandbox.
+
+    Raises:
+        RuntimeUnavailable: it cannot be started here, and why.
+    """
+
+    def __init__(self, preload: list[str], threads: int) -> None:
+        if sys.platform == "win32":
+            raise RuntimeUnavailable(
+                "the embedded runtime needs fork(), which Windows has not: give the address "
+                "of a runtime on another machine, SandboxExecutor(runtime='http://…')"
+            )
+        base = _base()
+        sweep(base)
+        try:
+            self._directory = tempfile.mkdtemp(prefix=_prefix(), dir=base)
+        except OSError as exc:
+            raise RuntimeUnavailable(
+                f"no directory for the runtime can be made in {base}: {exc}; "
+                "set TMPDIR to a directory that can be written"
+            ) from exc
+        self._lock = os.open(
+            os.path.join(self._directory, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+        )
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._path = os.path.join(self._directory, "socket")
+        self._log = os.path.join(self._directory, "log")
+        try:
+            self._process = self._start(preload, threads)
+        except OSError as exc:
+            self._release()
+            raise RuntimeUnavailable(
+                f"the embedded runtime cannot be started with {sys.executable!r}: {exc}"
+            ) from exc
+
+    def _start(self, preload: list[str], threads: int) -> subprocess.Popen[bytes]:
+        path = [os.path.abspath(entry) for entry in sys.path]
+        environment = isolation.environment(os.environ, threads)
+        with socket.socket(socket.AF_UNIX) as listener, open(self._log, "wb") as log:
+            listener.bind(self._path)
+            listener.listen(16)
+            process = subprocess.Popen(
+                [sys.executable, "-c", _RUNTIME, json.dumps(path)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self._directory,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # Ctrl-C is for the client alone
+            )
+            config = {
+                "client": os.getpid(),
+                "directory": self._directory,
+                "listener": listener.fileno(),
+                "environment": environment,
+                # Cells find their own files first, as a script does.
+                "sys_path": ["", *path],
+                "preload": preload,
+            }
+            self._lifeline = process.stdin
+            assert self._lifeline is not None
+            try:
+                self._lifeline.write(json.dumps(config).encode() + b"\n")
+                self._lifeline.flush()
+            except BrokenPipeError:
+                pass  # it died at once; whoever connects hears of it
+        return process
+
+    @property
+    def pid(self) -> int:
+        """The process that serves."""
+        return self._process.pid
+
+    def connect(self) -> socket.socket:
+        """A connection to it; the other end answers when it is ready, or resets it.
+
+        Raises:
+            RuntimeUnavailable: it is gone, with its last words.
+        """
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(self._path)
+        except OSError as exc:
+            sock.close()
+            raise RuntimeUnavailable(self.last_words()) from exc
+        return sock
+
+    def last_words(self, patience: float = 5.0) -> str:
+        """Why it ended, in its own words; waits for its end so many seconds."""
+        try:
+            code: int | None = self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            code = None
+        try:
+            with open(self._log, errors="replace") as log:
+                words = log.read()[-4000:].strip()
+        except OSError:
+            words = ""
+        ended = "did not answer" if code is None else f"ended with exit code {code}"
+        return f"the embedded runtime {ended}" + (f"; its last words:\n{words}" if words else "")
+
+    def stop(self) -> None:
+        """End it, with all its sandboxes, and wait for that; its directory goes as well."""
+        assert self._lifeline is not None
+        try:
+            self._lifeline.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._release()
+
+    def _release(self) -> None:
+        os.close(self._lock)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _base() -> str:
+    """Where the directory goes; a socket's path has room for about 100 bytes (unix(7))."""
+    base = tempfile.gettempdir()
+    return base if len(os.fsencode(base)) < 60 else "/tmp"
+
+
+def _prefix() -> str:
+    return f"mentis-pool-{os.getuid()}-"
+
+
+def sweep(base: str) -> None:
+    """Remove the directories of runtimes that are gone, as are their clients.
+
+    Both hold a lock on theirs while they live, however they end.
+    """
+    for entry in os.scandir(base):
+        if not entry.name.startswith(_prefix()) or not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime < _SWEEP_AGE:
+                continue
+            lock = os.open(os.path.join(entry.path, "lock"), os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            isolation.remove(entry.path)
+        except OSError:
+            pass  # somebody lives there, or removes it at the same time
+        finally:
+            os.close(lock)

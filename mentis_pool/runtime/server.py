@@ -1,0 +1,212 @@
+"""The asyncio shell: routes and streams. What is decided, is decided in the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import secrets
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from mentis_pool._version import __version__
+from mentis_pool.errors import ProtocolError
+from mentis_pool.observations import Display, Observation, Stream
+from mentis_pool.pool_stream import (
+    PATH,
+    SUBPROTOCOL,
+    Close,
+    Closed,
+    Command,
+    Credit,
+    Event,
+    Open,
+    Opened,
+    Run,
+    Said,
+    Sender,
+    Welcome,
+    commands,
+)
+from mentis_pool.runtime.supervisor import Sandbox, Supervisor
+
+_FULL = 8 * 1024 * 1024
+"""Bytes waiting for a client, from which on its sandboxes are not read any more."""
+_FRAME = 1024 * 1024
+"""Bytes of observations in one frame, about."""
+
+
+class Session:
+    """One client on its stream: its sandboxes, and what is to be sent to it."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.id = secrets.token_hex(4)
+        self._supervisor = supervisor
+        self._sandboxes: dict[int, Sandbox] = {}
+        self._of_action: dict[int, Sandbox] = {}
+        self._outbox: list[Event] = []
+        self._size = 0
+        self._filled = asyncio.Event()
+
+    # ── what the supervisor says (a Listener) ───────────────────────────────
+
+    def opened(self, sandbox: Sandbox, seconds: float) -> None:
+        """A sandbox has its first worker."""
+        self._put(Opened(sandbox.number, seconds))
+
+    def closed(self, sandbox: Sandbox, reason: str) -> None:
+        """A sandbox is no more."""
+        self._sandboxes.pop(sandbox.number, None)
+        for action in [a for a, of in self._of_action.items() if of is sandbox]:
+            del self._of_action[action]
+        self._put(Closed(sandbox.number, reason))
+
+    def said(self, action: int, observation: Observation) -> None:
+        """Something was observed of an action."""
+        self._size += _size(observation)
+        self._put(Said(action, observation))
+
+    def congested(self) -> bool:
+        """Whether so much waits for the client that no more is taken."""
+        return self._size > _FULL
+
+    def _put(self, event: Event) -> None:
+        self._outbox.append(event)
+        self._filled.set()
+
+    # ── what the client says ────────────────────────────────────────────────
+
+    def obey(self, command: Command) -> None:
+        """Carry out a command.
+
+        Raises:
+            ProtocolError: it names a sandbox twice, or one that never was.
+        """
+        if isinstance(command, Run):
+            sandbox = self._sandboxes.get(command.sandbox)
+            # One that is closed was told so; the client sends the run elsewhere.
+            if sandbox is not None:
+                self._of_action[command.action] = sandbox
+                sandbox.submit(command)
+        elif isinstance(command, Open):
+            self._open(command)
+        elif isinstance(command, Credit):
+            sandbox = self._of_action.get(command.action)
+            if sandbox is not None:
+                sandbox.credit(command.action, command.bytes)
+        elif isinstance(command, Close):
+            sandbox = self._sandboxes.get(command.sandbox)
+            if sandbox is not None:
+                sandbox.close()
+
+    def _open(self, command: Open) -> None:
+        if command.sandbox in self._sandboxes:
+            raise ProtocolError(f"sandbox {command.sandbox} is open already")
+        try:
+            self._sandboxes[command.sandbox] = self._supervisor.open(
+                command.sandbox, command.state, self
+            )
+        except OSError as exc:
+            self._put(Closed(command.sandbox, f"it could not be started: {exc}"))
+
+    async def welcome(self) -> None:
+        """Wait until sandboxes can be had, and say so."""
+        await self._supervisor.ready.wait()
+        self._put(Welcome(self.id, __version__, platform.python_version()))
+
+    # ── the two directions of the stream ────────────────────────────────────
+
+    async def receive(self, websocket: WebSocket, sender: Sender) -> None:
+        """Carry out what comes, until the client is gone."""
+        receiver = commands()
+        while True:
+            for command in receiver.messages(await websocket.receive_bytes()):
+                self.obey(command)
+
+    async def send(self, websocket: WebSocket, sender: Sender) -> None:
+        """Send what is there, all that is there in one frame; waits for nothing else."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            batch, self._outbox = self._outbox, []
+            while batch:
+                some, batch, size = _some(batch)
+                await websocket.send_bytes(sender.frame(some, 0))
+                self._size -= size
+            for sandbox in self._sandboxes.values():
+                sandbox.resume()
+
+    def end(self) -> None:
+        """The client is gone: so are its sandboxes."""
+        for sandbox in list(self._sandboxes.values()):
+            sandbox.close("the client is gone")
+
+
+def _size(observation: Observation) -> int:
+    if isinstance(observation, Stream):
+        return len(observation.data)
+    if isinstance(observation, Display):
+        return sum(map(len, observation.bundle.blobs.values()))
+    return 0
+
+
+def _some(batch: list[Event]) -> tuple[list[Event], list[Event], int]:
+    """As much of a batch as goes into one frame, the rest, and its size."""
+    size = 0
+    for count, event in enumerate(batch, 1):
+        size += _size(event.observation) if isinstance(event, Said) else 0
+        if size >= _FRAME:
+            return batch[:count], batch[count:], size
+    return batch, [], size
+
+
+def application(supervisor: Supervisor) -> Starlette:
+    """The runtime's routes."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "version": __version__, "streams": [SUBPROTOCOL]})
+
+    async def pool(websocket: WebSocket) -> None:
+        if SUBPROTOCOL not in websocket.scope.get("subprotocols", ()):
+            await websocket.close(1002, f"this runtime speaks {SUBPROTOCOL}")
+            return
+        await websocket.accept(subprotocol=SUBPROTOCOL)
+        session = Session(supervisor)
+        sender = Sender()
+        sending = asyncio.ensure_future(session.send(websocket, sender))
+        try:
+            await session.welcome()
+            await session.receive(websocket, sender)
+        except WebSocketDisconnect:
+            pass
+        except ProtocolError as exc:
+            await websocket.close(1002, str(exc)[:100])
+        finally:
+            sending.cancel()
+            session.end()
+
+    return Starlette(
+        routes=[Route("/v1/health", health), WebSocketRoute(PATH, pool)],
+    )
+
+
+def server(supervisor: Supervisor) -> uvicorn.Server:
+    """The server, to be run on the supervisor's event loop."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            application(supervisor),
+            ws="websockets-sansio",
+            ws_max_size=1 << 31,
+            ws_ping_interval=None,
+            ws_per_message_deflate=False,
+            http="h11",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+    )

@@ -1,0 +1,517 @@
+"""Owns the sandbox processes: start, deadlines, kill, replace.
+
+Everything here runs on the runtime's event loop and never blocks: it answers
+to readable sockets and pipes, and to timers. For each wait there is a timer or
+an end-of-file that ends it::
+
+    run sent to a worker      its End · its death (told by the init) · the deadline
+    deadline passed           the interrupt works · grace passes and it is killed
+    killed                    its death · patience passes and the sandbox is given up
+    retiring                  Retired · patience passes and the sandbox is given up
+    an init's socket          end-of-file: the sandbox is lost
+    the zygote's socket       end-of-file: the runtime ends
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from mentis_pool.errors import ProtocolError
+from mentis_pool.observations import Cut, Display, End, Error, Observation, StreamName
+from mentis_pool.pool_stream import Run, State
+from mentis_pool.runtime import isolation, wire
+from mentis_pool.runtime.action import Action, death
+
+GRACE = 0.5
+"""Seconds that a cell has between the interrupt and the kill."""
+PATIENCE = 10.0
+"""Seconds within which the kernel kills a process and a directory is emptied."""
+_CHUNK = 256 * 1024
+_START_DEATHS = 5
+"""So many workers in a row may die before they ran anything."""
+
+M = TypeVar("M")
+
+
+class Listener(Protocol):
+    """Who hears of a sandbox."""
+
+    def opened(self, sandbox: Sandbox, seconds: float) -> None: ...
+    def closed(self, sandbox: Sandbox, reason: str) -> None: ...
+    def said(self, action: int, observation: Observation) -> None: ...
+    def congested(self) -> bool: ...
+
+
+class Channel(Generic[M]):
+    """A socketpair's end on the event loop: whole messages in, messages out, never blocking."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        messages: Any,
+        heard: Callable[[M], None],
+        closed: Callable[[str], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._unpacker: wire.Unpacker[M] = wire.Unpacker(messages)
+        self._heard = heard
+        self._closed = closed
+        self._unsent = bytearray()
+        self.fds: deque[int] = deque()
+        """Descriptors that came along, in their order."""
+        self._loop.add_reader(sock, self.read)
+
+    def read(self) -> None:
+        """Take what has arrived."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, 8)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._fail(str(exc))
+            return
+        self.fds.extend(fds)
+        if not data:
+            self._fail("end of file")
+            return
+        try:
+            messages = self._unpacker.feed(data)
+        except ProtocolError as exc:
+            self._fail(f"it sent no message of ours: {exc}")
+            return
+        for message in messages:
+            if self._sock.fileno() == -1:
+                return
+            self._heard(message)
+
+    def read_all(self) -> None:
+        """Take all that the other side sent before its end."""
+        while self._sock.fileno() != -1:
+            try:
+                if not self._sock.recv(1, socket.MSG_PEEK):
+                    return
+            except OSError:
+                return
+            self.read()
+
+    def send(self, message: Any, *fds: int) -> None:
+        """Send, or keep until the other side reads."""
+        self._unsent += wire.pack(message)
+        self._write()
+
+    def _write(self) -> None:
+        if self._sock.fileno() == -1:
+            return
+        try:
+            sent = self._sock.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            # The other side is gone; its end-of-file is read and tells.
+            sent = len(self._unsent)
+        del self._unsent[:sent]
+        if self._unsent:
+            self._loop.add_writer(self._sock, self._write)
+        else:
+            self._loop.remove_writer(self._sock)
+
+    def _fail(self, reason: str) -> None:
+        if self._sock.fileno() != -1:
+            self.close()
+            self._closed(reason)
+
+    def close(self) -> None:
+        """Close this end; nothing is heard any more."""
+        if self._sock.fileno() != -1:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
+        while self.fds:
+            os.close(self.fds.popleft())
+
+
+class _Worker:
+    """A worker that is ready, or runs."""
+
+    def __init__(self, pid: int, sock: socket.socket, sandbox: Sandbox) -> None:
+        self.pid = pid
+        self.said: Any = None
+        self.channel: Channel[wire.FromWorker] = Channel(
+            sock, wire.FromWorker, lambda message: sandbox.heard(self, message), self._closed
+        )
+        self._sandbox = sandbox
+
+    def _closed(self, reason: str) -> None:
+        # End-of-file: it died, and the init will say how; or it closed the
+        # socket itself, or talked nonsense, and cannot give a result any more.
+        self._sandbox.unheard(self, reason)
+
+
+class Sandbox:
+    """One sandbox: its init, its worker and the next, and the runs that wait for them."""
+
+    def __init__(
+        self, supervisor: Supervisor, number: int, state: State, listener: Listener
+    ) -> None:
+        self.number = number
+        self._supervisor = supervisor
+        self._state = state
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._opened = self._loop.time()
+        self._directory = os.path.join(supervisor.directory, f"s-{secrets.token_hex(4)}")
+        self._queue: deque[Run] = deque()
+        self._action: Action | None = None
+        self._worker: _Worker | None = None
+        self._spare: _Worker | None = None
+        self._forking = False
+        self._retiring = False
+        self._ready = False
+        self._closed = False
+        self._start_deaths = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._pipes: dict[StreamName, int] = {}
+        self._paused: set[StreamName] = set()
+        self._init = self._start()
+        self._fork()
+
+    # ── its life ────────────────────────────────────────────────────────────
+
+    def _start(self) -> Channel[wire.FromInit]:
+        os.mkdir(self._directory, mode=0o700)
+        isolation.prepare(self._directory)
+        ours, theirs = socket.socketpair()
+        writers = []
+        for name in ("stdout", "stderr"):
+            reader, writer = os.pipe()
+            os.set_blocking(reader, False)
+            try:
+                fcntl.fcntl(writer, 1031, _CHUNK)  # F_SETPIPE_SZ (fcntl(2), Linux): fewer wake-ups
+            except OSError:
+                pass
+            self._pipes[name] = reader  # type: ignore[index]
+            writers.append(writer)
+        try:
+            self._supervisor.fork_init(self._directory, [theirs.fileno(), *writers])
+        finally:
+            theirs.close()
+            for writer in writers:
+                os.close(writer)
+        for name in self._pipes:
+            self._watch(name)
+        return Channel(ours, wire.FromInit, self._told, self._lost)
+
+    def close(self, reason: str = "closed") -> None:
+        """End it, with all that runs in it; an action that runs gets its End first."""
+        self._lost(reason)
+
+    def _lost(self, reason: str) -> None:
+        """The init is gone, or is to go: it kills everything when its socket closes."""
+        if self._closed:
+            return
+        self._closed = True
+        self._cancel_timer()
+        if self._action is not None:
+            self._end_action(Error("died", f"the sandbox was lost: {reason}"), End(0.0))
+        for worker in (self._worker, self._spare):
+            if worker is not None:
+                worker.channel.close()
+        self._init.close()
+        for name, fd in self._pipes.items():
+            if name not in self._paused:
+                self._loop.remove_reader(fd)
+            os.close(fd)
+        self._supervisor.discard(self, self._directory)
+        self._listener.closed(self, reason)
+
+    def _told(self, message: wire.FromInit) -> None:
+        """The init says what became of a worker."""
+        if isinstance(message, wire.Forked):
+            self._forked(message.pid)
+        elif isinstance(message, wire.Died):
+            self._died(message)
+        elif self._retiring:
+            self._cancel_timer()
+            self._drain(None)
+            self._retiring = False
+            self._worker, self._spare = self._spare, None
+            if self._worker is None:
+                self._fork()
+            self._next()
+
+    def _fork(self) -> None:
+        if not self._forking:
+            self._forking = True
+            self._init.send(wire.Fork())
+
+    def _forked(self, pid: int) -> None:
+        self._forking = False
+        worker = _Worker(pid, socket.socket(fileno=self._init.fds.popleft()), self)
+        if not self._ready:
+            self._ready = True
+            self._listener.opened(self, self._loop.time() - self._opened)
+        if self._worker is None and not self._retiring:
+            self._worker = worker
+            self._next()
+        else:
+            self._spare = worker
+
+    # ── running ─────────────────────────────────────────────────────────────
+
+    def submit(self, run: Run) -> None:
+        """Run this when what came before has ended."""
+        self._queue.append(run)
+        self._next()
+
+    def credit(self, action: int, count: int) -> None:
+        """The reader of an action's output took so many bytes."""
+        if self._action is not None and self._action.number == action:
+            self._action.confirm(count)
+            self.resume()
+
+    def _next(self) -> None:
+        worker = self._worker
+        if self._closed or self._action or self._retiring or worker is None or not self._queue:
+            return
+        run = self._queue.popleft()
+        action = self._action = Action(run)
+        self._start_deaths = 0
+        # What was written between two cells belongs to none.
+        self._drain(None)
+        self._say(action, action.begin(self._loop.time(), time.time()))
+        worker.channel.send(wire.RunCells(run.sources, run.variables, run.stdin, run.argv))
+        if run.timeout is not None:
+            self._set_timer(run.timeout, self._time_out)
+        if self._state == "fresh" and self._spare is None:
+            self._fork()
+
+    def heard(self, worker: _Worker, message: wire.FromWorker) -> None:
+        """A worker says something: only the one that runs has a say, and only about its run."""
+        action = self._action
+        if worker is not self._worker or action is None:
+            return
+        if isinstance(message, (Display, Cut)):
+            self._drain(action)
+            self._say(action, action.shown(message))
+        elif isinstance(message, End):
+            if worker.said is None:
+                self._break(worker, "it sent an end without a result")
+                return
+            said, worker.said = worker.said, None
+            self._finish(said, message)
+        else:
+            worker.said = message
+
+    def unheard(self, worker: _Worker, reason: str) -> None:
+        """A worker's socket is closed. If it still lives it is of no use."""
+        if worker is self._worker and self._action is not None:
+            self._break(worker, reason)
+        elif worker in (self._worker, self._spare):
+            self._init.send(wire.Signal(worker.pid, signal.SIGKILL))
+
+    def _break(self, worker: _Worker, reason: str) -> None:
+        """The worker cannot give a result any more."""
+        # Killing one that is dead already changes nothing: the init tells how it died.
+        worker.said = None if reason == "end of file" else Error("protocol", reason)
+        self._init.send(wire.Signal(worker.pid, signal.SIGKILL))
+        self._set_timer(PATIENCE, self._give_up)
+
+    def _time_out(self) -> None:
+        if self._action is not None and self._worker is not None:
+            self._action.timed_out = True
+            self._init.send(wire.Signal(self._worker.pid, signal.SIGINT))
+            self._set_timer(GRACE, self._kill)
+
+    def _kill(self) -> None:
+        if self._worker is not None:
+            self._init.send(wire.Signal(self._worker.pid, signal.SIGKILL))
+            self._set_timer(PATIENCE, self._give_up)
+
+    def _give_up(self) -> None:
+        self._lost(f"its processes could not be ended within {PATIENCE:g} s")
+
+    def _died(self, message: wire.Died) -> None:
+        if self._spare is not None and self._spare.pid == message.pid:
+            self._spare.channel.close()
+            self._spare = None
+            return
+        worker = self._worker
+        if worker is None or worker.pid != message.pid:
+            return
+        # Its last words may still be in the socket, and may be a result.
+        worker.channel.read_all()
+        if self._action is not None and self._worker is worker:
+            said = worker.said if isinstance(worker.said, Error) else death(message.status)
+            self._finish(
+                said, End(0.0, message.cpu_seconds, message.peak_memory), worker_lives=False
+            )
+        elif not self._retiring:
+            self._start_deaths += 1
+            if self._start_deaths >= _START_DEATHS:
+                self._lost(f"its workers die at once: {death(message.status).message}")
+            else:
+                self._retire(worker)
+
+    def _finish(self, said: Any, used: End, worker_lives: bool = True) -> None:
+        worker = self._worker
+        assert worker is not None
+        self._cancel_timer()
+        self._end_action(said, used)
+        if self._state == "fresh" or not worker_lives:
+            self._retire(worker)
+        else:
+            self._next()
+
+    def _end_action(self, said: Any, used: End) -> None:
+        action = self._action
+        assert action is not None
+        self._drain(action)
+        self._action = None
+        self._say(action, action.finish(said, used, self._loop.time()))
+        self.resume()
+
+    def _retire(self, worker: _Worker) -> None:
+        """Nothing of this worker stays; the next one takes its place when it is gone."""
+        self._retiring = True
+        worker.channel.close()
+        self._worker = None
+        self._init.send(wire.Retire(worker.pid))
+        if self._spare is None:
+            self._fork()
+        self._set_timer(PATIENCE, self._give_up)
+
+    # ── output ──────────────────────────────────────────────────────────────
+
+    def _say(self, action: Action, observations: list[Observation]) -> None:
+        for observation in observations:
+            self._listener.said(action.number, observation)
+
+    def _watch(self, name: StreamName) -> None:
+        self._loop.add_reader(self._pipes[name], self._readable, name)
+
+    def _readable(self, name: StreamName) -> None:
+        if self._action is not None and (not self._action.open or self._listener.congested()):
+            # The pipe fills up, and whoever writes into it waits.
+            self._loop.remove_reader(self._pipes[name])
+            self._paused.add(name)
+            return
+        self._read(name, self._action)
+
+    def resume(self) -> None:
+        """There may be room again for output."""
+        if self._closed or not self._paused or self._listener.congested():
+            return
+        if self._action is None or self._action.open:
+            for name in self._paused:
+                self._watch(name)
+            self._paused.clear()
+
+    def _read(self, name: StreamName, action: Action | None) -> int:
+        """Take what is in a pipe, for this action; the number of bytes, 0 when it is empty."""
+        try:
+            data = os.read(self._pipes[name], _CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        if not data:
+            # No writer is left, not even the init: its own end-of-file is near.
+            self._loop.remove_reader(self._pipes[name])
+            self._paused.add(name)
+        elif action is not None:
+            self._say(action, action.output(name, data))
+        return len(data)
+
+    def _drain(self, action: Action | None) -> None:
+        """Take all that was written so far; of one who never stops, four pipes full."""
+        for name in self._pipes:
+            for _ in range(4):
+                if not self._read(name, action):
+                    break
+
+    # ── timers ──────────────────────────────────────────────────────────────
+
+    def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = self._loop.call_later(seconds, call)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Supervisor:
+    """The zygote, and the sandboxes that were forked from it.
+
+    Args:
+        zygote: socket to the zygote.
+        directory: where the sandboxes' directories go.
+        lost: called once, with the reason, when the zygote is gone.
+    """
+
+    def __init__(
+        self, zygote: socket.socket, directory: str, lost: Callable[[str], None]
+    ) -> None:
+        self.directory = directory
+        self.ready = asyncio.Event()
+        self._lost = lost
+        self._sandboxes: set[Sandbox] = set()
+        self._zygote_socket = zygote
+        self._zygote: Channel[wire.FromZygote] = Channel(
+            zygote, wire.FromZygote, self._told, self._lost
+        )
+
+    def _told(self, message: wire.FromZygote) -> None:
+        if isinstance(message, wire.Ready):
+            self.ready.set()
+        else:
+            self._zygote.close()
+            self._lost(message.message)
+
+    def open(self, number: int, state: State, listener: Listener) -> Sandbox:
+        """Start a sandbox; runs may be given to it at once.
+
+        Raises:
+            OSError: there are no descriptors or no room left for it.
+        """
+        sandbox = Sandbox(self, number, state, listener)
+        self._sandboxes.add(sandbox)
+        return sandbox
+
+    def fork_init(self, directory: str, fds: list[int]) -> None:
+        """Have the zygote fork an init with these descriptors."""
+        # The zygote does nothing but read this; it waits while its buffer of
+        # some hundred requests is full.
+        self._zygote_socket.setblocking(True)
+        socket.send_fds(self._zygote_socket, [wire.pack(wire.NewSandbox(directory))], fds)
+        self._zygote_socket.setblocking(False)
+
+    def discard(self, sandbox: Sandbox, directory: str) -> None:
+        """A sandbox has ended: its files go once its processes are gone."""
+        self._sandboxes.discard(sandbox)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, lambda: loop.run_in_executor(None, _remove, directory))
+
+    def close(self) -> None:
+        """End all sandboxes, and the zygote."""
+        for sandbox in list(self._sandboxes):
+            sandbox.close("the runtime ends")
+        self._zygote.close()
+
+
+def _remove(directory: str) -> None:
+    try:
+        isolation.remove(directory)
+    except OSError:
+        # A process of the sandbox still writes there; the runtime removes it all at its end.
+        pass

@@ -1,0 +1,142 @@
+"""What the processes of one runtime say to each other over their socketpairs.
+
+A message is four bytes of length and a msgpack array. Pure: bytes in and out.
+What a worker sends is not trusted; what the others send is.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from mentis_pool.errors import ProtocolError
+from mentis_pool.observations import Cut, Display, End, Error, Result
+
+MAX_MESSAGE = 64 * 1024 * 1024
+"""Bytes of one message; a longer one is refused."""
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base: a small array, its tag first."""
+
+
+# ── supervisor to zygote, with three descriptors: init's socket, stdout, stderr ──
+
+
+class NewSandbox(_Message, tag=0):
+    """Fork the init of a sandbox; its files go below this directory."""
+
+    directory: str
+
+
+class Ready(_Message, tag=1):
+    """The zygote is warm."""
+
+
+class Failed(_Message, tag=2):
+    """The zygote cannot work; why, in words for the user."""
+
+    message: str
+
+
+# ── supervisor to init, and back ────────────────────────────────────────────
+
+
+class Fork(_Message, tag=10):
+    """Fork a worker."""
+
+
+class Retire(_Message, tag=11):
+    """Kill this worker and everything else but the youngest worker; empty the directories."""
+
+    pid: int
+
+
+class Signal(_Message, tag=12):
+    """Send a signal to this worker."""
+
+    pid: int
+    signal: int
+
+
+class Forked(_Message, tag=20):
+    """A worker is there; the descriptor sent along is the other end of its socket."""
+
+    pid: int
+
+
+class Died(_Message, tag=21):
+    """A worker ended; ``status`` as ``os.wait`` gives it, its use of CPU and memory."""
+
+    pid: int
+    status: int
+    cpu_seconds: float
+    peak_memory: int
+
+
+class Retired(_Message, tag=22):
+    """Nothing is left of this worker."""
+
+    pid: int
+
+
+# ── supervisor to worker; what a worker says are observations ───────────────
+
+
+class RunCells(_Message, tag=30):
+    """As in `mentis_pool.pool_stream.Run`."""
+
+    sources: list[bytes]
+    variables: dict[str, bytes]
+    stdin: bytes | None
+    argv: list[str] | None
+
+
+FromZygote = Ready | Failed
+ToInit = Fork | Retire | Signal
+FromInit = Forked | Died | Retired
+FromWorker = Display | Cut | Result | Error | End
+
+M = TypeVar("M")
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def pack(message: msgspec.Struct) -> bytes:
+    """One message as bytes, its length before it."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+class Unpacker(Generic[M]):
+    """Bytes as they come, messages as they are whole."""
+
+    def __init__(self, messages: type[M]) -> None:
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(messages)
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> list[M]:
+        """The messages that these bytes complete.
+
+        Raises:
+            ProtocolError: a message is too long, or is none of the expected.
+        """
+        self._pending += data
+        pending = self._pending
+        messages: list[M] = []
+        at = 0
+        while len(pending) - at >= 4:
+            size = int.from_bytes(pending[at : at + 4], "big")
+            if size > MAX_MESSAGE:
+                raise ProtocolError(f"a message of {size} bytes is over the limit of {MAX_MESSAGE}")
+            if len(pending) - at - 4 < size:
+                break
+            body = bytes(pending[at + 4 : at + 4 + size])
+            at += 4 + size
+            try:
+                messages.append(self._decoder.decode(body))
+            except (msgspec.MsgspecError, RecursionError) as exc:
+                raise ProtocolError(f"not a message: {exc}", body) from exc
+        del pending[:at]
+        return messages

@@ -1,0 +1,122 @@
+"""The warm process that sandboxes are forked from: single-threaded, runs no code of users.
+
+It imports IPython and what is to be preloaded, builds the shell once, and then
+forks an init for each sandbox that the supervisor asks for. When the supervisor
+is gone it waits for the sandboxes to end, kills what is left, and exits.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import time
+import traceback
+
+from mentis_pool.runtime import init, posix, wire
+from mentis_pool.runtime.cells import build_shell, warm_up
+
+_PATIENCE = 3.0
+"""Seconds that the sandboxes have to end by themselves."""
+
+
+def main(fd: int, preload: list[str]) -> None:
+    """Be the zygote, with the supervisor at the other end of descriptor ``fd``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = socket.socket(fileno=fd)
+    try:
+        build_shell()
+        for name in preload:
+            importlib.import_module(name)
+        warm_up()
+    except BaseException as exc:  # noqa: BLE001 - a module to be preloaded may raise anything
+        text = "".join(traceback.format_exception_only(type(exc), exc)).strip()
+        what = f"preload={preload!r}: {text}" if preload else traceback.format_exc()
+        sock.sendall(wire.pack(wire.Failed(what)))
+        return
+    # What lives now lives for ever: no collection in a child will touch (and so copy) its pages.
+    gc.collect()
+    gc.freeze()
+    sock.sendall(wire.pack(wire.Ready()))
+    _Zygote(sock).run()
+
+
+class _Zygote:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._inits: set[int] = set()
+        self._woken, self._wake = os.pipe()
+
+    def run(self) -> None:
+        """Serve until end-of-file."""
+        posix.adopt_orphans()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._woken, False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        requests = wire.Unpacker(wire.NewSandbox)
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if self._woken in ready:
+                os.read(self._woken, 4096)
+                self._reap()
+            if self._sock.fileno() in ready:
+                data, fds, _, _ = socket.recv_fds(self._sock, 65536, 3)
+                if not data:
+                    break
+                # One request has one set of descriptors, and is read alone: the
+                # kernel ends a read where descriptors came along.
+                for request in requests.feed(data):
+                    self._fork(request, fds)
+        self._end()
+
+    def _fork(self, request: wire.NewSandbox, fds: list[int]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                self._sock.close()
+                os.close(self._woken)
+                os.close(self._wake)
+                sock, stdout, stderr = fds
+                init.main(socket.socket(fileno=sock), stdout, stderr, request.directory)
+                code = 0
+            except BaseException:  # noqa: BLE001 - the last words of this process
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        self._inits.add(pid)
+        for fd in fds:
+            os.close(fd)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                break
+            self._inits.discard(pid)
+        # Whoever is our child and no init was left by one that was killed.
+        for pid in posix.children():
+            if pid not in self._inits:
+                os.kill(pid, signal.SIGKILL)
+
+    def _end(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while self._inits and time.monotonic() < deadline:
+            select.select([self._woken], [], [], 0.1)
+            self._reap()
+        for pid in [*self._inits, *posix.children()]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass

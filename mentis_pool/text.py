@@ -1,0 +1,63 @@
+"""Any str and any bytes, to and fro, without loss.
+
+Programs print what no encoding can hold: lone surrogates through ``sys.stdout``,
+bytes that are no UTF-8 through descriptor 1. Both are kept: a lone surrogate
+travels as the three bytes that UTF-8 would give it (``surrogatepass``), and a
+byte that fits nowhere becomes a lone surrogate on arrival (``surrogateescape``).
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+_SURROGATE = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
+
+
+def _keep(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    raw = error.object
+    if _SURROGATE.match(raw, error.start):
+        end = error.start + 3
+        return raw[error.start : end].decode("utf-8", "surrogatepass"), end
+    return raw[error.start : error.end].decode("ascii", "surrogateescape"), error.end
+
+
+codecs.register_error("mentis_pool.keep", _keep)
+
+
+def to_bytes(text: str) -> bytes:
+    """Encode any str as UTF-8, lone surrogates included."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def to_text(raw: bytes) -> str:
+    """Decode any bytes; the inverse of `to_bytes` for whatever that gives."""
+    return raw.decode("utf-8", "mentis_pool.keep")
+
+
+def printable(text: str) -> str:
+    """The text with lone surrogates written as ``\\udcff``, as Python does in tracebacks."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def whole_characters(raw: bytes) -> int:
+    """How many of these bytes end on the border of a character (at most 3 are left over)."""
+    end = len(raw)
+    for back in range(1, min(4, end + 1)):
+        byte = raw[end - back]
+        if byte < 0x80:
+            break
+        if byte >= 0xC0:
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 1
+            return end if back >= length else end - back
+    return end
+
+
+def first_character(raw: bytes) -> int:
+    """Where the first whole character of these bytes begins (at most 3 bytes in)."""
+    start = 0
+    while start < min(3, len(raw)) and raw[start] & 0xC0 == 0x80:
+        start += 1
+    return start
