@@ -30,7 +30,6 @@ from mentis_pool.errors import (
     CellTimeout,
     MentisPoolError,
     RuntimeUnavailable,
-    SandboxError,
 )
 from mentis_pool.events import Level, log, wanted
 from mentis_pool.follower import WINDOW, Follower
@@ -329,7 +328,7 @@ class Engine:
 
     def _keep(self, failures: int) -> None:
         """Bring a connection, or the reason why there is none."""
-        wait = tenacity.wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1)
+        wait = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RuntimeUnavailable),
             stop=tenacity.stop_after_attempt(self._retries + 1)
@@ -436,8 +435,8 @@ class Engine:
             self._followers.pop(task, None)
 
     def _log_end(self, task: Task, result: CellResult, failure: MentisPoolError | None) -> None:
-        level: Level = "warning" if isinstance(failure, (SandboxError, RuntimeUnavailable)) else "info"
-        if not wanted(level):
+        # Whatever it is, who holds the future is told: no need to warn as well.
+        if not wanted("info"):
             return
         fields: dict[str, object] = {
             "queued": round(result.usage.queued, 6),
@@ -450,7 +449,7 @@ class Engine:
         elif failure is not None:
             event = "task_failed"
             fields["error"] = f"{type(failure).__name__}: {failure}"
-        self._log(level, event, task, **fields)
+        self._log("info", event, task, **fields)
 
     def _log(self, level: Level, event: str, task: Task, **fields: object) -> None:
         log(

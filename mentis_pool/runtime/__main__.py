@@ -76,7 +76,7 @@ def _serve(config: dict[str, Any], zygote: socket.socket) -> None:
         loop = asyncio.get_running_loop()
 
         def stop(reason: str) -> None:
-            if reason:
+            if reason and not serving.should_exit:
                 print(reason, file=sys.stderr, flush=True)
             serving.should_exit = True
             serving.force_exit = True

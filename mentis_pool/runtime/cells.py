@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio  # noqa: F401 - cells await, and importing it takes 40 ms
 import atexit
+import base64
 import contextlib
 import io
 import json
@@ -225,7 +226,8 @@ class CellRun:
             return _short(printable(self._shell.display_formatter.formatters["text/plain"](value))), None
         data, _ = self._shell.display_formatter.format(value)
         text = data.get("text/plain")
-        text = text if isinstance(text, str) else ""
+        if not isinstance(text, str):
+            text = f"<{_type_name(value)}: its repr raised an exception>"
         bundle = _bundle(data)
         if isinstance(bundle, Cut):
             self._show(bundle)
@@ -278,6 +280,8 @@ def _bundle(data: dict[str, Any]) -> Bundle | Cut:
     texts: dict[str, str] = {}
     blobs: dict[str, bytes] = {}
     for mime, form in data.items():
+        if mime in _BINARY and isinstance(form, str):
+            form = _decoded(form)
         if isinstance(form, bytes):
             blobs[str(mime)] = bytes(form)
         elif isinstance(form, str):
@@ -291,6 +295,17 @@ def _bundle(data: dict[str, Any]) -> Bundle | Cut:
     if size > MAX_BUNDLE:
         return Cut("displays", size)
     return Bundle(texts, blobs)
+
+
+# Where some libraries give base64 text and others bytes.
+_BINARY = frozenset(("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf"))
+
+
+def _decoded(form: str) -> str | bytes:
+    try:
+        return base64.b64decode(form)
+    except ValueError:
+        return form
 
 
 def _type_name(value: object) -> str:

@@ -62,7 +62,8 @@ class LocalRuntime:
         )
         fcntl.flock(self._lock, fcntl.LOCK_SH)
         self._path = os.path.join(self._directory, "socket")
-        self._log = os.path.join(self._directory, "log")
+        # Without a name: it can be read when the runtime has removed the directory.
+        self._log = tempfile.TemporaryFile()
         try:
             self._process = self._start(preload, threads)
         except OSError as exc:
@@ -74,14 +75,14 @@ class LocalRuntime:
     def _start(self, preload: list[str], threads: int) -> subprocess.Popen[bytes]:
         path = [os.path.abspath(entry) for entry in sys.path]
         environment = isolation.environment(os.environ, threads)
-        with socket.socket(socket.AF_UNIX) as listener, open(self._log, "wb") as log:
+        with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._path)
             listener.listen(16)
             process = subprocess.Popen(
                 [sys.executable, "-c", _RUNTIME, json.dumps(path)],
                 stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
+                stdout=self._log,
+                stderr=self._log,
                 env=environment,
                 cwd=self._directory,
                 pass_fds=[listener.fileno()],
@@ -130,13 +131,15 @@ class LocalRuntime:
             code: int | None = self._process.wait(patience)
         except subprocess.TimeoutExpired:
             code = None
-        try:
-            with open(self._log, errors="replace") as log:
-                words = log.read()[-4000:].strip()
-        except OSError:
-            words = ""
+        self._log.seek(0)
+        words = self._log.read().decode(errors="replace")[-4000:].strip()
         ended = "did not answer" if code is None else f"ended with exit code {code}"
-        return f"the embedded runtime {ended}" + (f"; its last words:\n{words}" if words else "")
+        if words:
+            return f"the embedded runtime {ended}; its last words:\n{words}"
+        return (
+            f"the embedded runtime {ended} without a word; see what this says: "
+            f"{sys.executable} -c 'import mentis_pool.runtime.server, mentis_pool.runtime.zygote'"
+        )
 
     def stop(self) -> None:
         """End it, with all its sandboxes, and wait for that; its directory goes as well."""
@@ -154,6 +157,7 @@ class LocalRuntime:
 
     def _release(self) -> None:
         os.close(self._lock)
+        self._log.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
 

@@ -120,7 +120,7 @@ class Session:
 
     # ── the two directions of the stream ────────────────────────────────────
 
-    async def receive(self, websocket: WebSocket, sender: Sender) -> None:
+    async def receive(self, websocket: WebSocket) -> None:
         """Carry out what comes, until the client is gone."""
         receiver = commands()
         while True:
@@ -180,9 +180,9 @@ def application(supervisor: Supervisor) -> Starlette:
         sending = asyncio.ensure_future(session.send(websocket, sender))
         try:
             await session.welcome()
-            await session.receive(websocket, sender)
-        except WebSocketDisconnect:
-            pass
+            await session.receive(websocket)
+        except (WebSocketDisconnect, asyncio.CancelledError):
+            pass  # the client is gone, or the runtime ends
         except ProtocolError as exc:
             await websocket.close(1002, str(exc)[:100])
         finally:

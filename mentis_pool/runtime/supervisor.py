@@ -35,6 +35,8 @@ GRACE = 0.5
 """Seconds that a cell has between the interrupt and the kill."""
 PATIENCE = 10.0
 """Seconds within which the kernel kills a process and a directory is emptied."""
+LAST_BREATH = 0.05
+"""Seconds between the end of a worker's socket and the news of its death."""
 _CHUNK = 256 * 1024
 _START_DEATHS = 5
 """So many workers in a row may die before they ran anything."""
@@ -88,7 +90,7 @@ class Channel(Generic[M]):
         try:
             messages = self._unpacker.feed(data)
         except ProtocolError as exc:
-            self._fail(f"it sent no message of ours: {exc}")
+            self._fail(f"what the cell's process sent is no message: {exc}")
             return
         for message in messages:
             if self._sock.fileno() == -1:
@@ -155,6 +157,8 @@ class _Worker:
     def _closed(self, reason: str) -> None:
         # End-of-file: it died, and the init will say how; or it closed the
         # socket itself, or talked nonsense, and cannot give a result any more.
+        if reason == "end of file":
+            reason = "the cell closed the connection of its process to the runtime"
         self._sandbox.unheard(self, reason)
 
 
@@ -321,11 +325,9 @@ class Sandbox:
             self._init.send(wire.Signal(worker.pid, signal.SIGKILL))
 
     def _break(self, worker: _Worker, reason: str) -> None:
-        """The worker cannot give a result any more."""
-        # Killing one that is dead already changes nothing: the init tells how it died.
-        worker.said = None if reason == "end of file" else Error("protocol", reason)
-        self._init.send(wire.Signal(worker.pid, signal.SIGKILL))
-        self._set_timer(PATIENCE, self._give_up)
+        """The worker cannot give a result any more: kill it, if it does not die by itself."""
+        worker.said = None
+        self._set_timer(LAST_BREATH, lambda: self._kill(Error("protocol", reason)))
 
     def _time_out(self) -> None:
         if self._action is not None and self._worker is not None:
@@ -333,8 +335,9 @@ class Sandbox:
             self._init.send(wire.Signal(self._worker.pid, signal.SIGINT))
             self._set_timer(GRACE, self._kill)
 
-    def _kill(self) -> None:
+    def _kill(self, said: Error | None = None) -> None:
         if self._worker is not None:
+            self._worker.said = said
             self._init.send(wire.Signal(self._worker.pid, signal.SIGKILL))
             self._set_timer(PATIENCE, self._give_up)
 

@@ -91,12 +91,13 @@ class _Worker:
     def _obey(self, command: wire.RunCells) -> None:
         begun = time.monotonic()
         cpu = _cpu_seconds()
-        _reset_peak()
         said: Result | Error
         try:
             try:
                 signal.signal(signal.SIGINT, self._interrupt)
                 self._prepare(command)
+                # Not before: what the last cell held is only now given back.
+                _reset_peak()
                 self._running = True
                 said = self._execute(command)
             finally:

@@ -1,0 +1,57 @@
+"""Every example of the README runs, and every value that it promises is the value."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+
+
+def checked(example: str) -> tuple[str, int]:
+    """The example with each ``expression  # value`` line made an assertion, and their number."""
+    lines, count = [], 0
+    for line in example.splitlines():
+        match = re.fullmatch(r"(\s*)(\S.*?)\s+# (.+)", line)
+        if match and is_expression(match[2]) and is_literal(match[3]):
+            line = f"{match[1]}got = {match[2]}; assert got == ({match[3]}), got"
+            count += 1
+        lines.append(line)
+    return "\n".join(lines), count
+
+
+def is_expression(text: str) -> bool:
+    try:
+        ast.parse(text, mode="eval")
+    except SyntaxError:
+        return False
+    return True
+
+
+def is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_an_example_of_the_readme_does_what_it_says(example, tmp_path):
+    source, count = checked(example)
+    assert count > 0
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_first_example_prints_what_its_cells_print():
+    done = subprocess.run([sys.executable, "-c", EXAMPLES[0]], capture_output=True, text=True)
+    assert done.stdout == "1\n2\n3\n"
