@@ -7,6 +7,7 @@ handed on instead of printed, an exception is kept instead of shown, and
 
 from __future__ import annotations
 
+import ast
 import asyncio  # noqa: F401 - cells await, and importing it takes 40 ms
 import atexit
 import base64
@@ -113,6 +114,24 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         sys.stderr.flush()
         self.system_raw(cmd)
 
+    def transform_cell(self, raw_cell: str) -> str:
+        """What is Python already is not looked through for magics, which are none."""
+        # A single line may be an automagic (``ls``), and ``In [1]: x`` is an annotation.
+        if "\n" in raw_cell.strip() and "In [" not in raw_cell:
+            try:
+                ast.parse(raw_cell)
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                pass
+            else:
+                return raw_cell if raw_cell.endswith("\n") else raw_cell + "\n"
+        return str(super().transform_cell(raw_cell))
+
+    def should_run_async(self, raw_cell: str, **kwargs: Any) -> bool:
+        """Only a cell that has the word can await; to be sure IPython compiles it once more."""
+        if "await" not in raw_cell and "async" not in raw_cell and raw_cell.lstrip()[:1] != "%":
+            return False
+        return bool(super().should_run_async(raw_cell, **kwargs))
+
     def init_history(self) -> None:
         super().init_history()
         self.configurables.append(self.history_manager)
@@ -150,6 +169,8 @@ def build_shell() -> CellShell:
     config.InteractiveShell.enable_tip = False
     shell = CellShell.instance(config=config)
     assert isinstance(shell, CellShell)
+    # A script's end calls what was registered, and IPython would close its history.
+    atexit.unregister(shell.atexit_operations)
     # A cell that asks for help or an exit has no pager and no prompt to go to.
     shell.set_hook("show_in_pager", lambda _self, text, *a, **k: print(_plain_text(text)), 99)
     return shell

@@ -20,16 +20,15 @@ def main(sock: socket.socket, stdout: int, stderr: int, directory: str) -> None:
     os.setsid()
     posix.adopt_orphans()
     os.environ.update(isolation.sandbox_environment(directory))
-    Init(sock, stdout, stderr, directory).run()
+    Init(sock, worker.Worker(stdout, stderr, directory), directory).run()
 
 
 class Init:
     """The workers of one sandbox: one that runs, and at times the next, already forked."""
 
-    def __init__(self, sock: socket.socket, stdout: int, stderr: int, directory: str) -> None:
+    def __init__(self, sock: socket.socket, template: worker.Worker, directory: str) -> None:
         self._sock = sock
-        self._stdout = stdout
-        self._stderr = stderr
+        self._template = template
         self._directory = directory
         self._workers: list[int] = []
         self._woken, self._wake = os.pipe()
@@ -72,19 +71,20 @@ class Init:
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair()
+        # Where cells do not stumble over it.
+        theirs = socket.socket(fileno=worker.away(theirs.detach()))
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                ours.close()
-                self._sock.close()
-                os.close(self._woken)
-                os.close(self._wake)
-                worker.main(theirs, self._stdout, self._stderr, self._directory, parent)
+                posix.die_with_parent(parent)
+                for fd in (ours.detach(), self._sock.detach(), self._woken, self._wake):
+                    os.close(fd)
+                self._template.run(theirs)
             finally:
-                os._exit(1)
+                os._exit(0)
         theirs.close()
         self._workers.append(pid)
         with ours:

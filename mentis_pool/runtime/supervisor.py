@@ -369,9 +369,12 @@ class Sandbox:
     def _finish(self, said: Any, used: End, worker_lives: bool = True) -> None:
         worker = self._worker
         assert worker is not None
+        action = self._action
+        assert action is not None
         self._cancel_timer()
         self._end_action(said, used)
-        if self._state == "fresh" or not worker_lives:
+        # A script has ended as a process does: its threads and exit handlers are through.
+        if self._state == "fresh" or action.run.argv is not None or not worker_lives:
             self._retire(worker)
         else:
             self._next()

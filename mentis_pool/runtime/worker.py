@@ -8,18 +8,16 @@ supervisor trusts nothing that it says.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
-import random
 import resource
 import signal
 import socket
 import sys
 import tempfile
 import time
-from typing import Any, TextIO
-
-import msgspec
+from typing import TextIO
 
 from mentis_pool.observations import Cut, Display, End, Error, Result
 from mentis_pool.runtime import isolation, posix, wire
@@ -27,65 +25,44 @@ from mentis_pool.runtime.cells import CellRun, CellShell, failure_of
 from mentis_pool.text import to_text
 
 
-def main(sock: socket.socket, stdout: int, stderr: int, directory: str, parent: int) -> None:
-    """Run cells until ``sock`` is closed at the other end; never returns.
-
-    Args:
-        sock: to the supervisor.
-        stdout, stderr: write ends of the pipes that the supervisor reads.
-        directory: of the sandbox.
-        parent: pid of the init, with whom this process ends.
-    """
-    os.setsid()
-    posix.die_with_parent(parent)
-    # Out of the way of descriptors that cells expect to be free or to be theirs.
-    sock = _moved(sock)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for fd, number in ((null, 0), (stdout, 1), (stderr, 2)):
-        os.dup2(fd, number)
-    for fd in (null, stdout, stderr):
-        os.close(fd)
-    _seed()
-    _Worker(sock, os.path.join(directory, isolation.WORK)).run()
-    os._exit(0)
-
-
 def maxrss_bytes(ru_maxrss: int) -> int:
     """The largest resident set of getrusage(2), which counts kilobytes but on macOS."""
     return ru_maxrss if sys.platform == "darwin" else ru_maxrss * 1024
 
 
-def _moved(sock: socket.socket) -> socket.socket:
-    import fcntl
+class Worker:
+    """What a worker does, made ready in the init before any is forked.
 
-    fd = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 200)
-    sock.close()
-    return socket.socket(fileno=fd)
+    Each page that a forked process writes to is copied, at 3 µs apiece: so all
+    that can be the same for every worker is done here, once, and after the fork
+    little more than the cell itself.
+    """
 
-
-def _seed() -> None:
-    """Forked processes would all draw the same numbers."""
-    random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and "numpy.random" in sys.modules:
-        numpy.random.seed()
-    tempfile.tempdir = None
-
-
-class _Worker:
-    def __init__(self, sock: socket.socket, work: str) -> None:
-        self._sock = sock
-        self._work = work
-        self._pid = os.getpid()
+    def __init__(self, stdout: int, stderr: int, directory: str) -> None:
+        self._work = os.path.join(directory, isolation.WORK)
+        self._pid = 0
         self._running = False
+        self._used = False
         self._shell = CellShell.instance()
-        self._out = os.dup(1), os.dup(2)
+        self._commands = wire.Unpacker(wire.RunCells)
+        # Out of the way of descriptors that cells expect to be free or to be theirs.
+        self._out = tuple(away(fd) for fd in (stdout, stderr))
+        tempfile.tempdir = None
+        signal.signal(signal.SIGINT, self._interrupt)
+        self._prepare()
+        self._stdin(None)
 
-    def run(self) -> None:
-        """Take cells until end-of-file."""
-        commands = wire.Unpacker(wire.RunCells)
-        while data := self._sock.recv(262144):
-            for command in commands.feed(data):
+    def run(self, sock: socket.socket) -> None:
+        """Take cells until end-of-file, in the forked process."""
+        os.setsid()
+        self._pid = os.getpid()
+        self._sock = sock
+        # Forked processes would all draw the same numbers; `random` sees to itself.
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and "numpy.random" in sys.modules:
+            numpy.random.seed()
+        while data := sock.recv(262144):
+            for command in self._commands.feed(data):
                 self._obey(command)
 
     def _obey(self, command: wire.RunCells) -> None:
@@ -94,10 +71,14 @@ class _Worker:
         said: Result | Error
         try:
             try:
-                signal.signal(signal.SIGINT, self._interrupt)
-                self._prepare(command)
-                # Not before: what the last cell held is only now given back.
-                _reset_peak()
+                if self._used:
+                    self._prepare()
+                    # Not before: what the last cell held is only now given back.
+                    _reset_peak()
+                if self._used or command.stdin is not None:
+                    self._stdin(command.stdin)
+                self._used = True
+                os.chdir(self._work)
                 self._running = True
                 said = self._execute(command)
             finally:
@@ -110,18 +91,17 @@ class _Worker:
             os._exit(0)
         self._flush()
         used = End(time.monotonic() - begun, _cpu_seconds() - cpu, _peak())
-        self._sock.sendall(self._pack(said) + wire.pack(used))
+        self._sock.sendall(wire.pack(said) + wire.pack(used))
 
     def _interrupt(self, *_: object) -> None:
         if self._running:
             raise KeyboardInterrupt
 
-    def _prepare(self, command: wire.RunCells) -> None:
+    def _prepare(self) -> None:
         """Everything that a cell may have changed as it is for a new one."""
-        os.chdir(self._work)
+        signal.signal(signal.SIGINT, self._interrupt)
         for fd, number in zip(self._out, (1, 2), strict=True):
             os.dup2(fd, number)
-        self._stdin(command.stdin)
         self._stdout = sys.stdout = sys.__stdout__ = _writer(1)
         self._stderr = sys.stderr = sys.__stderr__ = _writer(2)
         sys.argv = [""]
@@ -163,10 +143,7 @@ class _Worker:
         if os.getpid() == self._pid:
             # What was printed before comes before.
             self._flush()
-            self._sock.sendall(self._pack(shown))
-
-    def _pack(self, message: msgspec.Struct) -> bytes:
-        return wire.pack(message)
+            self._sock.sendall(wire.pack(shown))
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
@@ -175,6 +152,11 @@ class _Worker:
             except Exception:  # noqa: BLE001, S112 - closed, or replaced by anything
                 continue
         posix.flush_stdio()
+
+
+def away(fd: int) -> int:
+    """A copy of a descriptor with a high number, closed on exec."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
 
 
 def _writer(fd: int) -> TextIO:

@@ -49,6 +49,8 @@ class _Zygote:
         self._sock = sock
         self._inits: set[int] = set()
         self._woken, self._wake = os.pipe()
+        # An init has its sandbox's pipes in the place of this.
+        self._log = os.dup(2)
 
     def run(self) -> None:
         """Serve until end-of-file."""
@@ -89,7 +91,7 @@ class _Zygote:
                 init.main(socket.socket(fileno=sock), stdout, stderr, request.directory)
                 code = 0
             except BaseException:  # noqa: BLE001 - the last words of this process
-                traceback.print_exc()
+                os.write(self._log, traceback.format_exc().encode())
             finally:
                 os._exit(code)
         self._inits.add(pid)
