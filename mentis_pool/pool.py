@@ -89,7 +89,7 @@ class Pool:
         self._queue: deque[Task] = deque()
         self._running: dict[int, Task] = {}
         """Tasks by action, from Send to End."""
-        self._idle: list[int] = []
+        self._idle: deque[int] = deque()
         self._busy: dict[int, Task] = {}
         """Tasks by sandbox."""
         self._sandboxes = itertools.count(1)
@@ -211,7 +211,8 @@ class Pool:
         return len(self._idle) + len(self._busy) < self._max_workers
 
     def _send(self, task: Task) -> Send:
-        sandbox = self._idle.pop()
+        # The one that has been idle longest: it has cleaned up after its last task.
+        sandbox = self._idle.popleft()
         task.sent(next(self._actions), sandbox)
         self._busy[sandbox] = task
         self._running[task.action] = task
