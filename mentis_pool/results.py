@@ -189,8 +189,16 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:
+        # An int of more digits than Python turns into text (sys.set_int_max_str_digits).
+        return f"<{type(value).__name__} with too many digits to show>"
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    text = _repr(value)
     return text if len(text) <= 80 else text[:76] + "…" + text[-1]
 
 
@@ -203,7 +211,7 @@ def _json_value(value: Any) -> Any:
             return value
     except (TypeError, ValueError, RecursionError):
         pass
-    return repr(value)
+    return _repr(value)
 
 
 def _json_types(value: Any) -> bool:

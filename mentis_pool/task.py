@@ -252,6 +252,8 @@ def _cut_line(count: int) -> bytes:
 
 def _value(result: Result) -> Any:
     if result.value is not None:
+        if len(result.value) > values.MAX_BYTES:
+            raise ProtocolError(f"a value of {len(result.value)} bytes is over the limit")
         return values.decode(result.value)
     if result.type_name is None:
         return None

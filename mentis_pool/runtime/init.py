@@ -72,7 +72,7 @@ class Init:
     def _fork(self) -> None:
         ours, theirs = socket.socketpair()
         # Where cells do not stumble over it.
-        theirs = socket.socket(fileno=worker.away(theirs.detach()))
+        theirs = socket.socket(fileno=worker.moved_away(theirs.detach()))
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:

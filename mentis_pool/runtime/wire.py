@@ -105,8 +105,11 @@ _encoder = msgspec.msgpack.Encoder()
 
 def pack(message: msgspec.Struct) -> bytes:
     """One message as bytes, its length before it."""
-    body = _encoder.encode(message)
-    return len(body).to_bytes(4, "big") + body
+    # Not encode(), which crashes the process where memory runs out (msgspec 0.22).
+    packed = bytearray()
+    _encoder.encode_into(message, packed, 4)
+    packed[:4] = (len(packed) - 4).to_bytes(4, "big")
+    return bytes(packed)
 
 
 class Unpacker(Generic[M]):

@@ -46,7 +46,7 @@ class Worker:
         self._shell = CellShell.instance()
         self._commands = wire.Unpacker(wire.RunCells)
         # Out of the way of descriptors that cells expect to be free or to be theirs.
-        self._out = tuple(away(fd) for fd in (stdout, stderr))
+        self._out = tuple(moved_away(fd) for fd in (stdout, stderr))
         tempfile.tempdir = None
         signal.signal(signal.SIGINT, self._interrupt)
         self._prepare()
@@ -154,9 +154,11 @@ class Worker:
         posix.flush_stdio()
 
 
-def away(fd: int) -> int:
-    """A copy of a descriptor with a high number, closed on exec."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
+def moved_away(fd: int) -> int:
+    """The descriptor under a high number, closed on exec; the low one is closed."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200)
+    os.close(fd)
+    return moved
 
 
 def _writer(fd: int) -> TextIO:

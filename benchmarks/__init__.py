@@ -1,0 +1,1 @@
+"""Measurements of mentis_pool beside other ways to run code: ``python -m benchmarks``."""

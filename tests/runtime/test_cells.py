@@ -1,0 +1,290 @@
+"""Cells are IPython cells; and the short way for plain Python gives what IPython gives."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from mentis_pool.observations import Bundle, Cut
+from mentis_pool.runtime import cells
+
+
+def value(executor, cell, **variables):
+    return executor.submit(cell, **variables).result().value
+
+
+# ── what IPython does ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("cell", "stdout", "expected"),
+    [
+        ("!echo hi", "hi\n", None),
+        ("x = !echo one; echo two\nlist(x)", "", ["one", "two"]),
+        ("!exit 3\n_exit_code", "", 3),
+        ("%%bash\necho from bash", "from bash\n", None),
+        ("p = %pwd\np.endswith('/work')", "", True),
+        ("%%capture out\nprint('inside')", "", None),
+        ("%env MARK=7\nimport os\nos.environ['MARK']", "env: MARK=7\n", "7"),
+        ("cd_ = 1\n%who_ls", "", ["cd_"]),
+        ("x = 5;", "", None),
+        ("5;", "", None),
+        ("5", "", 5),
+        ("if True:\n    5", "", None),
+        ("_", "", ""),
+        ("get_ipython().__class__.__name__", "", "CellShell"),
+        ("import asyncio\nawait asyncio.sleep(0)\nawait asyncio.sleep(0, 5)", "", 5),
+        ("async def f(): return 6\nawait f()", "", 6),
+        ("import asyncio\nasync with asyncio.Lock(): y = 1\ny", "", 1),
+        ("  x = 1\n  x + 1", "", 2),
+        (">>> x = 3\n>>> x", "", 3),
+        ("In [1]: 4", "", 4),
+        ("__name__", "", "__main__"),
+        ("import __main__\n__main__.__dict__ is globals()", "", True),
+        ("In", "", ["", "In"]),
+        ("print(1)\nOut", "1\n", {}),
+        ("display('a', 'b')", "", None),
+        ("import builtins; callable(exit)", "", True),
+    ],
+    ids=lambda x: repr(x)[:40],
+)  # fmt: skip
+def test_a_cell_is_an_ipython_cell(executor, cell, stdout, expected):
+    result = executor.submit(cell).result()
+    assert (result.stdout, result.value) == (stdout, expected)
+
+
+@pytest.mark.parametrize("cell", ["exit()", "quit()", "import sys; sys.exit()", "raise SystemExit"])
+def test_an_exit_ends_the_cell_with_an_error(executor, cell):
+    error = executor.submit(cell + "\nprint('not reached')").exception()
+    assert error.name == "SystemExit"
+    assert error.result.stdout == ""
+    assert error.result.stderr == ""
+
+
+def test_displays_come_in_their_order_as_mime_bundles(executor):
+    cell = textwrap.dedent("""
+        from IPython.display import display, HTML, JSON, Image
+        display(HTML("<b>1</b>"))
+        handle = display({"a": 1}, display_id=True)
+        handle.update("changed")
+        display(JSON({"k": [1, 2]}))
+        class Both:
+            def _repr_html_(self): return "<i>both</i>"
+            def _repr_png_(self): return b"\\x89PNG"
+            def __repr__(self): return "both"
+        Both()
+    """)
+    result = executor.submit(cell).result()
+    assert [sorted(bundle) for bundle in result.displays] == [
+        ["text/html", "text/plain"],
+        ["text/plain"],
+        ["application/json", "text/plain"],
+        ["image/png", "text/html", "text/plain"],
+    ]
+    assert result.displays[0]["text/html"] == "<b>1</b>"
+    assert result.displays[1]["text/plain"] == "'changed'"
+    assert result.displays[2]["application/json"] == {"k": [1, 2]}
+    assert result.displays[3]["image/png"] == b"\x89PNG"
+    assert result.text == "both"
+
+
+def test_output_and_displays_keep_their_order(executor):
+    future = executor.submit("print(1)\ndisplay(2)\nimport os\nos.system('echo 3')\ndisplay(4)")
+    said = [getattr(o, "text", None) or o.bundle.texts["text/plain"]
+            for o in future.observations() if type(o).__name__ in ("Stream", "Display")]  # fmt: skip
+    assert said == ["1\n", "2", "3\n", "4"]
+
+
+def test_too_large_a_display_is_cut_and_said(executor):
+    future = executor.submit("display({'text/plain': 'x' * 40_000_000}, raw=True)\n1")
+    assert future.result().displays == []
+    assert Cut("displays", 40_000_000) in list(future.observations())
+
+
+def test_a_huge_text_is_shortened(executor):
+    result = executor.submit("'x' * 20_000_000").result()
+    assert len(result.text) < 1_100_000
+    assert "characters cut" in result.text
+    assert result.value.type_name == "str"
+
+
+def test_an_object_without_a_repr_is_opaque_all_the_same(executor):
+    result = executor.submit("class A:\n    def __repr__(self): raise OSError\nA()").result()
+    assert result.value.type_name == "A"
+    assert "raised" in result.text
+
+
+def test_help_and_source_go_to_stdout(executor):
+    assert "Return the absolute value" in executor.submit("abs?").result().stdout
+
+
+def test_a_kept_worker_gives_each_cell_a_clean_namespace(reuse):
+    assert value(reuse, "x = 1\n_pid = __import__('os').getpid()\n_pid") == value(
+        reuse, "import os; os.getpid()"
+    )
+    with pytest.raises(NameError):
+        reuse.submit("x").result()
+    assert value(reuse, "len(In), len(Out), _") == (2, 0, "")
+    value(reuse, "import sys, os, signal\nsys.stdout = None\nsys.argv = 5\nos.chdir('/')\nos.close(1)\n"
+                 "signal.signal(signal.SIGINT, signal.SIG_IGN)")  # fmt: skip
+    assert reuse.submit("import sys, os\nprint(sys.argv, os.getcwd()[-5:])").result().stdout == (
+        "[''] /work\n"
+    )
+    with pytest.raises(TimeoutError):
+        reuse.options(timeout=0.2).submit("import time; time.sleep(20)").result()
+
+
+def test_several_cells_share_one_namespace_and_show_their_values(executor):
+    future = executor._submit(["x = 1", "x + 1", "%%bash\necho $((1+1))", "_ + 1"], {})
+    result = future.result()
+    assert (result.stdout, result.value) == ("2\n", 3)
+    assert result.displays == [{"text/plain": "2"}]
+    error = executor._submit(["1/0", "print('not reached')"], {}).exception()
+    assert error.name == "ZeroDivisionError"
+    assert error.result.stdout == ""
+
+
+# ── the short way and the long way ──────────────────────────────────────────
+
+TRICKY = [
+    "1 + 1",
+    "x = 1\nx",
+    "x = 1\nx;",
+    "x = 1\nx # ;",
+    "'a;'",
+    "print('a')\nprint('b')",
+    "print('one')\nreturn 5",
+    "print('one')\nyield 5",
+    "print('one')\nbreak",
+    "from __future__ import annotations\ndef f(x: nope): pass\nf.__annotations__",
+    "def f():\n    raise ValueError('deep')\n\nf()",
+    "import sys\nsys.exit(4)",
+    "raise KeyboardInterrupt('x')",
+    "class A:\n    pass\nA",
+    "_ = 5\n_",
+    "_i, In[-1], _ih[-1]",
+    "x = [1, 2]\nx[0], x[1]",
+    "import inspect\ndef f(): pass\ninspect.getsource(f)",
+    "globals() is locals()",
+    "__builtins__.__name__",
+    "\n\n\nx = 1\n1/0",
+    "x = 1\n\n\n",
+    "s = '''\n!ls\n%pwd\n'''\ns",
+    "a = 1; b = 2; a + b",
+    "def g():\n    yield 1\nlist(g())",
+    "for i in range(3):\n    i",
+    "lambda: 1",
+    "x: int = 5\nx",
+    "del undefined_name",
+    "import warnings\nwarnings.warn('careful')",
+    "1_000",
+    "...",
+    "None",
+    "print(__name__, __doc__)",
+    "assert False, 'msg'",
+    "try:\n    1/0\nexcept ZeroDivisionError as e:\n    raise KeyError('k') from e",
+    "exec('y = 2')\ny",
+    "eval('1 +')",
+    "compile('x y', 'f', 'exec')",
+    "import re\nre",
+    "if 1:\n\tx = 1\n\tx",
+    "x = 'é\\N{SNOWMAN}'\nx",
+    "@property\ndef f(self): pass\nf.fget.__name__",
+    "match 5:\n    case 5: z = 1\nz",
+    "with open('/nonexistent') as f: pass",
+    "Out, _oh",
+    "display(3)\n4",
+    "get_ipython().run_cell('7')\n8",
+    "get_ipython().execution_count",
+]
+
+BOTH = """
+import json, sys, io, contextlib
+sys.path[:] = json.loads(sys.argv[1])
+from mentis_pool.runtime import cells
+from mentis_pool.runtime.cells import CellRun, build_shell
+shell = build_shell()
+short = json.loads(sys.argv[2])
+if not short:
+    shell.python_of = lambda cell: None
+said = []
+for cell in json.load(sys.stdin):
+    shell.clear()
+    shown = []
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        result = CellRun(shell, lambda s: shown.append(repr(s))).cells([cell])
+    names = sorted(n for n in shell.user_ns if not n.startswith("__"))
+    said.append([cell, repr(result), out.getvalue(), err.getvalue(), shown, names, shell.execution_count])
+json.dump(said, sys.stdout)
+"""
+
+
+def run_both(sources):
+    import json
+
+    return [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", BOTH, json.dumps(sys.path), json.dumps(short)],
+                input=json.dumps(sources), capture_output=True, text=True, check=True,
+            ).stdout
+        )
+        for short in (True, False)
+    ]  # fmt: skip
+
+
+def test_the_short_way_gives_what_ipython_gives():
+    for short, long in zip(*run_both(TRICKY), strict=True):
+        assert short == long
+
+
+def test_the_short_way_is_taken_for_python_and_not_for_more():
+    shell = cells.CellShell.instance() if cells.CellShell.initialized() else None
+    script = (
+        "import json, sys\nsys.path[:] = json.loads(sys.argv[1])\n"
+        "from mentis_pool.runtime.cells import build_shell\nshell = build_shell()\n"
+        "print([shell.python_of(cell) is not None for cell in json.load(sys.stdin)])"
+    )
+    import json
+
+    plain = ["1 + 1", "x = 1\nls", "print('hi')", "def f():\n    return 1"]
+    other = ["ls", "ls -l", "!ls", "%pwd", "x = !ls", "await f()", "x?", "In [1]: x = 1", "x = ", "pwd"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(sys.path)],
+        input=json.dumps(plain + other), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str([True] * len(plain) + [False] * len(other))
+    assert shell is None
+
+
+# ── pure parts ──────────────────────────────────────────────────────────────
+
+
+def test_a_bundle_holds_text_and_bytes():
+    assert cells._bundle({"text/plain": "a\ud800", "image/png": "iVBORw0=", "image/svg+xml": "<svg/>"}) == Bundle(
+        {"text/plain": "a\\ud800", "image/svg+xml": "<svg/>"}, {"image/png": b"\x89PNG\r"}
+    )
+    assert cells._bundle({"image/png": b"x", "application/json": {"a": 1}}) == Bundle(
+        {"application/json": '{"a": 1}'}, {"image/png": b"x"}
+    )
+    assert cells._bundle({"image/png": "no base64!", "a/b": {1}}) == Bundle(
+        {"image/png": "no base64!", "a/b": "{1}"}
+    )
+
+
+def test_a_failure_is_text_whatever_the_exception_does():
+    class Bad(Exception):
+        def __str__(self):
+            raise SystemExit
+
+    failure = cells.failure_of(Bad())
+    assert failure.name == "Bad"
+    assert "cannot be had" in failure.value
+
+

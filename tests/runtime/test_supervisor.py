@@ -1,0 +1,309 @@
+"""Fresh means fresh, a timeout ends everything, output is bounded, and the sandbox goes on."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import psutil
+import pytest
+
+from mentis_pool import CellTimeout, Cut, SandboxExecutor, Stream
+
+MB = 1024 * 1024
+
+
+def descriptors(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_neither_descriptors_nor_processes_add_up(single):
+    """Each worker costs its init a socketpair, and the runtime one end of it."""
+    single.submit("1").result()
+    runtime = psutil.Process(single._engine._connection.runtime.pid)
+    everyone = [runtime, *runtime.children(recursive=True)[:2]]
+    before = [descriptors(process.pid) for process in everyone]
+    for _ in single.map(["1"] * 50):
+        pass
+    after = [descriptors(process.pid) for process in everyone]
+    # A spare worker is forked, or a retired one not yet gone.
+    assert all(b <= a + 3 for a, b in zip(before, after, strict=True)), (before, after)
+    assert len(runtime.children(recursive=True)) <= 5
+
+
+@pytest.fixture(scope="module")
+def single():
+    """One sandbox, so that each cell comes after the last one in the same place."""
+    with SandboxExecutor(max_workers=1, timeout=60) as executor:
+        yield executor
+
+
+# ── fresh ───────────────────────────────────────────────────────────────────
+
+LEFT_BEHIND = {
+    "a variable": ("x = 1", "'x' in globals()"),
+    "an import": ("import wave", "import sys; 'wave' in sys.modules"),
+    "a patch": ("import math; math.pi = 3", "import math; math.pi == 3"),
+    "a builtin": ("import builtins; builtins.mark = 1", "import builtins; hasattr(builtins, 'mark')"),
+    "the environment": ("import os; os.environ['MARK'] = '1'", "import os; 'MARK' in os.environ"),
+    "the path": ("import sys; sys.path.append('mark')", "import sys; 'mark' in sys.path"),
+    "the directory": ("import os; os.chdir('/')", "import os; os.getcwd() == '/'"),
+    "a file": ("open('f', 'w').close()", "import os; os.listdir() != []"),
+    "a file at home": (
+        "import os; open(os.path.expanduser('~/f'), 'w').close()",
+        "import os; os.listdir(os.path.expanduser('~')) != []",
+    ),
+    "a temporary file": (
+        "import tempfile; tempfile.mkdtemp(); tempfile.NamedTemporaryFile(delete=False)",
+        "import os, tempfile; os.listdir(tempfile.gettempdir()) != []",
+    ),
+    "a directory without permissions": (
+        "import os; os.makedirs('a/b'); os.chmod('a', 0)", "import os; os.listdir() != []",
+    ),
+    "a deep directory": (
+        "import os\nfor _ in range(1500):\n    os.mkdir('d'); os.chdir('d')",
+        "import os; os.listdir() != []",
+    ),
+    "a link in the place of the directory": (
+        "import os, shutil\np = os.getcwd()\nos.chdir('/')\nshutil.rmtree(p)\nos.symlink('/etc', p)",
+        "import os; os.listdir() != [] or not os.getcwd().endswith('/work')",
+    ),
+    "no directory": (
+        "import os, shutil\np = os.getcwd()\nos.chdir('/')\nshutil.rmtree(os.path.dirname(p))",
+        "import os; os.listdir() != []",
+    ),
+    "a signal handler": (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+        "import signal; signal.getsignal(signal.SIGTERM) != signal.SIG_DFL",
+    ),
+    "a limit": (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))",
+        "import resource; resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 20",
+    ),
+    "a descriptor": ("import os\nfor _ in range(50): os.dup(1)", "import os; len(os.listdir('/proc/self/fd')) > 20"),
+    "a magic": (
+        "from IPython.core.magic import register_line_magic\n@register_line_magic\ndef mark(line): pass",
+        "'mark' in get_ipython().magics_manager.magics['line']",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LEFT_BEHIND)
+def test_nothing_of_an_earlier_cell_is_there(single, what):
+    cell, look = LEFT_BEHIND[what]
+    assert single.submit(cell).result().ok
+    assert single.submit(look).result().value is False
+
+
+def test_no_process_or_thread_of_a_cell_outlives_it(single):
+    cell = (
+        "import os, subprocess, threading, time\n"
+        "pids = [subprocess.Popen(['sleep', '1000']).pid,\n"
+        "        subprocess.Popen(['sleep', '1000'], start_new_session=True).pid,\n"
+        "        subprocess.Popen(['setsid', 'sh', '-c', '(sleep 1000 & sleep 1000) & sleep 1000']).pid]\n"
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+        "        open('../tmp/pid', 'w').write(str(os.getpid()))\n"
+        "        while True: time.sleep(1)\n    os._exit(0)\n"
+        "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        "while not os.path.exists('../tmp/pid') or not open('../tmp/pid').read(): time.sleep(0.01)\n"
+        "time.sleep(0.1)\n[os.getpid(), int(open('../tmp/pid').read()), *pids]"
+    )
+    pids = single.submit(cell).result().value
+    assert single.submit("1").result().value == 1  # begins when all that is gone
+    assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+    runtime = psutil.Process(single._engine._connection.runtime.pid)
+    names = [process.name() for process in runtime.children(recursive=True)]
+    assert "sleep" not in names
+    # The zygote, the init, the worker that is ready, and for a moment the next.
+    assert len(names) <= 4
+
+
+def test_output_of_what_outlives_a_cell_goes_nowhere(single):
+    single.submit("import subprocess; subprocess.Popen('while true; do echo late; done', shell=True)").result()
+    assert single.submit("import time; time.sleep(0.05); 1").result().stdout == ""
+
+
+def test_each_worker_is_another_process_and_ready_ahead(single):
+    pids = [single.submit("import os; os.getpid()").result().value for _ in range(5)]
+    assert len(set(pids)) == 5
+
+
+# ── timeouts ────────────────────────────────────────────────────────────────
+
+ENDLESS = {
+    "python": "while True: pass",
+    "sleep": "import time; time.sleep(1000)",
+    "a C call that cannot be interrupted": "sum(range(10 ** 13))",
+    "SIGINT ignored": "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
+    "all signals blocked": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
+    "the interrupt caught": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+    "stopped": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
+    "children": "import subprocess; subprocess.run(['sleep', '1000'])",
+    "children in a session of their own": (
+        "import subprocess\nsubprocess.run(['setsid', '--wait', 'sleep', '1000'])"
+    ),
+    "a thread that is joined": "import threading, time\nt = threading.Thread(target=time.sleep, args=(1000,))\nt.start()\nt.join()",
+    "output without end": "while True: print('x' * 1000)",
+    "await": "import asyncio\nawait asyncio.sleep(1000)",
+    "shell": "!sleep 1000",
+    "fork without end": "import os\nwhile True:\n    try:\n        if os.fork() == 0:\n            import time; time.sleep(1000)\n        import time; time.sleep(0.01)\n    except OSError: pass",
+    "a repr without end": "class A:\n    def __repr__(self):\n        while True: pass\nA()",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+@pytest.mark.parametrize("state", ["single", "reuse"])
+def test_whatever_does_not_end_is_ended_in_time(state, what, request):
+    executor = request.getfixturevalue(state)
+    begun = time.monotonic()
+    error = executor.options(timeout=0.3).submit("print('begun')\n" + ENDLESS[what]).exception()
+    assert isinstance(error, CellTimeout)
+    assert time.monotonic() - begun < 5
+    assert error.result.stdout.startswith("begun\n")
+    assert error.result.usage.running >= 0.3
+    assert executor.submit("1 + 1").result().value == 2
+
+
+def test_a_cell_may_clean_up_when_it_is_interrupted(single):
+    error = single.options(timeout=0.2).submit(
+        "import time\ntry:\n    time.sleep(100)\nfinally:\n    print('cleaned up')"
+    ).exception()
+    assert isinstance(error, CellTimeout)
+    assert error.result.stdout == "cleaned up\n"
+
+
+def test_a_late_interrupt_hits_no_other_cell(reuse):
+    cell = "import time\nend = time.monotonic() + 0.05\nwhile time.monotonic() < end: pass\n1"
+    views = [reuse.options(timeout=0.05 + i / 1000) for i in range(-5, 6)]
+    for view in views * 3:
+        first, second = view.submit(cell), reuse.submit("import time; time.sleep(0.005); 2")
+        assert first.exception() is None or isinstance(first.exception(), CellTimeout)
+        assert second.result().value == 2
+
+
+# ── output ──────────────────────────────────────────────────────────────────
+
+
+def test_output_is_bounded_to_its_beginning_and_end_with_the_exact_number():
+    with SandboxExecutor(max_workers=1, max_output=1000) as executor:
+        future = executor.submit("for i in range(10_000): print(f'{i:06}')")
+        result = future.result()
+        head, tail = result.stdout.split(f"\n[… {result.stdout_cut} bytes cut …]\n")
+        assert result.stdout_cut == 70_000 - 1000
+        assert head.startswith("000000\n000001\n")
+        assert tail.endswith("009998\n009999\n")
+        assert len(head) == len(tail) == 500
+        said = list(future.observations())
+        assert [type(o).__name__ for o in said[-4:]] == ["Cut", "Stream", "Result", "End"]
+        assert Cut("stdout", 69_000) in said
+        exact = executor.submit("print('x' * 999)").result()
+        assert (exact.stdout, exact.stdout_cut) == ("x" * 999 + "\n", 0)
+        wide = executor.submit("print('€' * 1000)").result()
+        assert "\udce2" not in wide.stdout
+        assert 3001 == wide.stdout_cut + len(
+            wide.stdout.replace(f"\n[… {wide.stdout_cut} bytes cut …]\n", "").encode()
+        )
+    with SandboxExecutor(max_workers=1, max_output=0) as executor:
+        result = executor.submit("print('x' * 100)\n5").result()
+        assert (result.stdout_cut, result.value) == (101, 5)
+
+
+def test_a_gigabyte_of_output_neither_fills_the_client_nor_slows_the_others(executor):
+    me = psutil.Process()
+    before = me.memory_info().rss
+    peak = before
+    done = threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, me.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        loud = executor.submit(
+            "import sys\nline = 'x' * 1023 + '\\n'\nfor _ in range(1024 * 1024): sys.stdout.write(line)"
+        )
+        quiet = 0
+        while not loud.done():
+            assert executor.submit("1").result().value == 1
+            quiet += 1
+        result = loud.result()
+    finally:
+        done.set()
+        watcher.join()
+    assert result.stdout_cut == 1024 * MB - 10 * MB
+    assert quiet > 20
+    assert peak - before < 100 * MB
+
+
+def test_a_slow_callback_slows_its_own_cell_and_gets_everything(executor):
+    taken = []
+
+    def slow(piece):
+        taken.append(piece.text)
+        time.sleep(0.001)
+
+    loud = executor.options(on_output=slow).submit(
+        "import sys\nfor i in range(200_000): print(f'{i:09}')\nprint('err', file=sys.stderr)"
+    )
+    times = []
+    while not loud.done():
+        begun = time.monotonic()
+        executor.submit("1").result()
+        times.append(time.monotonic() - begun)
+    assert "".join(taken) == "".join(f"{i:09}\n" for i in range(200_000)) + "err\n"
+    assert loud.result().stdout == "".join(taken)[:-4]
+    assert sorted(times)[len(times) // 2] < 0.5
+
+
+def test_a_callback_that_blocks_holds_its_cell_back():
+    """The cell stops at what fits between it and the callback: it cannot run away."""
+    release = threading.Event()
+    with SandboxExecutor(max_workers=2) as executor:
+        view = executor.options(on_output=lambda piece: release.wait(30))
+        loud = view.submit(
+            "import time\nbegun = time.monotonic()\nfor _ in range(100): print('x' * 99_999)\n"
+            "time.monotonic() - begun"
+        )
+        time.sleep(0.7)
+        assert not loud.done()
+        assert executor.submit("1").result().value == 1
+        release.set()
+        result = loud.result(30)
+        assert result.value > 0.4  # of the 0.7 s, less the start
+        assert len(result.stdout) == 10_000_000
+
+
+def test_a_callback_that_raises_is_logged_and_harms_nothing(executor, caplog):
+    def raising(piece):
+        raise RuntimeError("of the callback")
+
+    result = executor.options(on_output=raising, task_id="loud").submit("print(1)\nprint(2)").result()
+    assert result.stdout == "1\n2\n"
+    [record] = [r for r in caplog.records if getattr(r, "event", "") == "on_output_raised"]
+    assert record.fields["task_id"] == "loud"
+    assert "of the callback" in record.fields["error"]
+
+
+def test_what_goes_to_a_callback_is_bounded_in_the_result():
+    taken = []
+    with SandboxExecutor(max_workers=1, max_output=100) as executor:
+        view = executor.options(on_output=lambda piece: taken.append(len(piece.data)))
+        result = view.submit("for i in range(1000): print('x' * 99)").result()
+    assert sum(taken) == 100_000
+    assert result.stdout_cut == 99_900
+
+
+def test_output_is_live(executor):
+    future = executor.submit("import time\nprint('first')\ntime.sleep(1)\nprint('second')")
+    begun = time.monotonic()
+    for seen in future.observations():
+        if isinstance(seen, Stream):
+            assert seen.text == "first\n"
+            break
+    assert time.monotonic() - begun < 0.9
+    assert not future.done()
+    future.result()

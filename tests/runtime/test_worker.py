@@ -1,0 +1,133 @@
+"""What a worker does for its cell: descriptors, encodings, interrupts, and what is left after it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mentis_pool import CellError, SandboxDied, SandboxError
+
+
+def test_output_written_to_descriptors_and_by_children_is_the_cells(executor):
+    result = executor.submit(
+        "import os, sys, subprocess\nprint('a')\nos.write(1, b'b\\n')\nos.system('echo c')\n"
+        "subprocess.run(['sh', '-c', 'echo d; echo e >&2'])\nprint('f', file=sys.stderr)\n"
+        "sys.stdout.buffer.write(b'g\\n')\nprint('h', end='')"
+    ).result()
+    assert result.stdout == "a\nb\nc\nd\ng\nh"
+    assert result.stderr == "e\nf\n"
+
+
+def test_text_that_no_encoding_can_hold_arrives(executor):
+    result = executor.submit(
+        "import os, sys\nprint('\\ud800 \\0 \\x1b[31mred\\x1b[0m é \\U0001f600')\n"
+        "os.write(1, bytes(range(128, 256)))\nprint('\\udcff', file=sys.stderr)"
+    ).result()
+    first, rest = result.stdout.split("\n", 1)
+    assert first == "\ud800 \0 \x1b[31mred\x1b[0m é \U0001f600"
+    assert rest.encode("utf-8", "surrogateescape") == bytes(range(128, 256))
+    assert result.stderr == "\udcff\n"
+
+
+def test_a_source_with_a_lone_surrogate_fails_as_in_python(executor):
+    with pytest.raises(UnicodeEncodeError):
+        executor.submit("x = '\ud800'").result()
+
+
+def test_a_character_that_is_written_in_pieces_arrives_whole(executor):
+    future = executor.submit(
+        "import os, time\nfor b in '€😀'.encode():\n    os.write(1, bytes([b])); time.sleep(0.01)"
+    )
+    pieces = [o.text for o in future.observations() if hasattr(o, "data")]
+    assert pieces == ["€", "😀"]
+
+
+def test_input_is_at_its_end_at_once(executor):
+    with pytest.raises(EOFError):
+        executor.submit("input()").result()
+    assert executor.submit("import sys; sys.stdin.read()").result().value == ""
+
+
+def test_a_child_that_reaches_the_end_of_the_cell_ends_there(executor):
+    result = executor.submit("import os\npid = os.fork()\nprint('both', flush=True)\n5").result()
+    assert (result.stdout, result.value) == ("both\nboth\n", 5)
+
+
+def test_processes_of_multiprocessing_work(executor):
+    cell = (
+        "import multiprocessing\nwith multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "    r = pool.map(abs, range(-20, 0))\nsum(r)"
+    )
+    assert executor.submit(cell).result().value == 210
+
+
+@pytest.mark.parametrize("cell", ["import os; os._exit(3)", "import os\nif True: os._exit(3)"])
+def test_a_worker_that_exits_names_its_code_and_keeps_the_output(executor, cell):
+    with pytest.raises(SandboxDied) as caught:
+        executor.submit("print('until then')\n" + cell).result()
+    assert (caught.value.exit_code, caught.value.signal) == (3, None)
+    assert caught.value.result.stdout == "until then\n"
+    assert caught.value.sandbox_id
+    assert "code 3" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "number", "name"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", 9, "SIGKILL"),
+        ("import ctypes; ctypes.string_at(0)", 11, "SIGSEGV"),
+        ("import os; os.abort()", 6, "SIGABRT"),
+        ("import os; os.kill(os.getpid(), 15)", 15, "SIGTERM"),
+    ],
+)
+def test_a_worker_that_is_killed_names_the_signal(executor, cell, number, name):
+    with pytest.raises(SandboxDied, match=name) as caught:
+        executor.submit("print('until then')\n" + cell).result()
+    assert caught.value.signal == number
+    assert caught.value.result.stdout == "until then\n"
+    assert executor.submit("1 + 1").result().value == 2
+
+
+def test_only_the_cell_that_died_fails(executor):
+    futures = [
+        executor.submit("import os; os._exit(1)" if i % 3 == 0 else f"import time; time.sleep(0.01); {i}")
+        for i in range(30)
+    ]
+    for i, future in enumerate(futures):
+        if i % 3 == 0:
+            assert isinstance(future.exception(), SandboxDied)
+        else:
+            assert future.result().value == i
+
+
+@pytest.mark.parametrize("state", ["executor", "reuse"])
+def test_a_cell_that_closes_or_fills_every_descriptor_fails_alone(state, request):
+    executor = request.getfixturevalue(state)
+    assert isinstance(executor.submit("import os\nos.closerange(0, 5000)").exception(), SandboxError)
+    error = executor.submit("import os, time\nos.closerange(0, 5000)\ntime.sleep(30)").exception()
+    assert isinstance(error, SandboxError)
+    assert "closed the connection" in str(error)
+    error = executor.submit(
+        "import os\nfor fd in range(3, 1000):\n    try: os.write(fd, b'x' * 100)\n    except OSError: pass\n5"
+    ).exception()
+    assert isinstance(error, SandboxError)
+    assert "no message" in str(error)
+    assert executor.submit("print('fine')").result().stdout == "fine\n"
+
+
+def test_a_cell_that_replaces_what_the_worker_uses_fails_or_works_but_never_hangs(executor):
+    for cell in (
+        "import sys; sys.stdout = sys.stderr = sys.stdin = None; 5",
+        "import builtins; builtins.__dict__.clear(); 5",
+        "import sys; sys.modules.clear(); 5",
+        "import socket; socket.socket.sendall = lambda *a: None\n5",
+        "import os; os.getpid = lambda: 1\n5",
+        "import msgspec; msgspec.msgpack.Encoder = None\n5",
+        "get_ipython().displayhook.__class__.__call__ = None\n5",
+        "import gc, sys\nsys.setrecursionlimit(50)\n5",
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))\n5",
+    ):
+        [result] = executor.options(timeout=5).run([cell])
+        assert result.error is None or isinstance(
+            result.error, (CellError, SandboxError, TimeoutError)
+        )
+    assert executor.submit("6").result().value == 6
