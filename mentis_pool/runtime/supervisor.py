@@ -35,6 +35,7 @@ GRACE = 0.5
 """Seconds that a cell has between the interrupt and the kill."""
 PATIENCE = 10.0
 """Seconds within which the kernel kills a process and a directory is emptied."""
+END_OF_FILE = "end of file"
 LAST_BREATH = 0.05
 """Seconds between the end of a worker's socket and the news of its death."""
 _CHUNK = 256 * 1024
@@ -85,7 +86,7 @@ class Channel(Generic[M]):
             return
         self.fds.extend(fds)
         if not data:
-            self._fail("end of file")
+            self._fail(END_OF_FILE)
             return
         try:
             messages = self._unpacker.feed(data)
@@ -155,10 +156,6 @@ class _Worker:
         self._sandbox = sandbox
 
     def _closed(self, reason: str) -> None:
-        # End-of-file: it died, and the init will say how; or it closed the
-        # socket itself, or talked nonsense, and cannot give a result any more.
-        if reason == "end of file":
-            reason = "the cell closed the connection of its process to the runtime"
         self._sandbox.unheard(self, reason)
 
 
@@ -318,16 +315,21 @@ class Sandbox:
             worker.said = message
 
     def unheard(self, worker: _Worker, reason: str) -> None:
-        """A worker's socket is closed. If it still lives it is of no use."""
+        """A worker's socket is closed: if the worker still lives, it is of no use any more."""
         if worker is self._worker and self._action is not None:
             self._break(worker, reason)
         elif worker in (self._worker, self._spare):
             self._init.send(wire.Signal(worker.pid, signal.SIGKILL))
 
     def _break(self, worker: _Worker, reason: str) -> None:
-        """The worker cannot give a result any more: kill it, if it does not die by itself."""
-        worker.said = None
-        self._set_timer(LAST_BREATH, lambda: self._kill(Error("protocol", reason)))
+        """The worker that runs cannot give a result any more."""
+        if reason == END_OF_FILE:
+            # Most often it died, and the init will say how in a moment.
+            worker.said = None
+            closed = Error("protocol", "the cell closed the connection of its process to the runtime")
+            self._set_timer(LAST_BREATH, lambda: self._kill(closed))
+        else:
+            self._kill(Error("protocol", reason))
 
     def _time_out(self) -> None:
         if self._action is not None and self._worker is not None:
