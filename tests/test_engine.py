@@ -1,0 +1,299 @@
+"""Ways to die: whatever ends, every future is settled, and nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import psutil
+import pytest
+
+from mentis_pool import BrokenSandboxPool, SandboxDied, SandboxExecutor
+from mentis_pool.pool import Pool
+from mentis_pool.stream import PoolStream
+
+SLEEP = "import time; time.sleep(60)"
+
+
+def runtime_of(executor):
+    return psutil.Process(executor._engine._connection.runtime.pid)
+
+
+def started(*futures):
+    """Wait until these run, by their own word."""
+    for future in futures:
+        next(future.observations())
+
+
+@pytest.fixture
+def executor(own_temp):
+    with SandboxExecutor(max_workers=2) as executor:
+        yield executor
+
+
+def test_a_runtime_that_dies_fails_what_ran_and_is_started_again(executor):
+    running = [executor.submit(SLEEP) for _ in range(2)]
+    waiting = [executor.submit(str(i)) for i in range(5)]
+    started(*running)
+    first = running[0].action_id.split("-")[0]
+    runtime_of(executor).kill()
+    for future in running:
+        error = future.exception(20)
+        assert isinstance(error, SandboxDied)
+        assert "the runtime was lost" in str(error)
+        assert [type(o).__name__ for o in future.observations()] == ["Start", "Error", "End"]
+    assert [future.result(20).value for future in waiting] == list(range(5))
+    assert waiting[0].action_id.split("-")[0] != first
+
+
+def test_a_zygote_that_dies_takes_its_runtime_along_and_both_come_back(executor):
+    running = executor.submit(SLEEP)
+    started(running)
+    zygote = runtime_of(executor).children()[0]
+    zygote.kill()
+    assert isinstance(running.exception(20), SandboxDied)
+    assert executor.submit("1").result(20).value == 1
+
+
+def test_an_init_that_dies_fails_its_cell_alone(executor, eventually):
+    cell = "import os, subprocess\nsubprocess.Popen(['sleep', '6161'], start_new_session=True)\n" + SLEEP
+    hit, other = executor.submit(cell), executor.submit("import time; time.sleep(1); 5")
+    started(hit, other)
+    zygote = runtime_of(executor).children()[0]
+    eventually(lambda: [p for p in zygote.children(recursive=True) if p.name() == "sleep"])
+    init = next(p for p in zygote.children() if any(c.name() == "sleep" for c in p.children(recursive=True)))
+    init.kill()
+    assert isinstance(hit.exception(10), SandboxDied)
+    assert other.result().value == 5
+    assert executor.submit("6").result(10).value == 6
+    # Its worker and that one's children go with it.
+    eventually(lambda: [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "6161"]] == [])
+
+
+def test_a_worker_that_waits_may_be_killed(executor, eventually):
+    executor.submit("1").result()
+    zygote = runtime_of(executor).children()[0]
+    for _ in range(3):
+        killed = eventually(lambda: zygote.children()[0].children())
+        for worker in killed:
+            worker.kill()
+        eventually(lambda: set(zygote.children()[0].children()) - set(killed))
+        assert executor.submit("1").result(10).value == 1
+
+
+def test_a_stream_that_is_cut_fails_what_ran_and_the_rest_goes_on(executor):
+    running = executor.submit(SLEEP)
+    started(running)
+    executor._engine._connection.stream._wire.shutdown(2)
+    assert isinstance(running.exception(20), SandboxDied)
+    assert executor.submit("1").result(20).value == 1
+
+
+def test_a_fault_of_the_dispatcher_breaks_the_pool_and_hangs_nobody(own_temp, monkeypatch, processes):
+    executor = SandboxExecutor(max_workers=1)
+    running, waiting = executor.submit(SLEEP), executor.submit("1")
+    started(running)
+
+    def faulty(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(PoolStream, "drain", faulty)
+    executor._engine._dispatcher.wake()
+    executor._engine._arrived.append(ZeroDivisionError("something to look at"))
+    monkeypatch.setattr(Pool, "unavailable", faulty)
+    executor._engine._dispatcher.wake()
+    for future in (running, waiting):
+        error = future.exception(20)
+        assert isinstance(error, BrokenSandboxPool)
+        assert isinstance(error.__cause__.__cause__, ZeroDivisionError)
+    with pytest.raises(RuntimeError):
+        executor.submit("1")
+    executor.shutdown()
+    assert processes(own_temp) == []
+
+
+def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(own_temp, monkeypatch):
+    executor = SandboxExecutor(max_workers=1)
+    executor.submit("1").result()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PoolStream, "send", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit("2")
+    with pytest.raises(RuntimeError):
+        for _ in range(100):
+            executor.submit("3").exception(10)
+    executor.shutdown()
+
+
+def test_a_forgotten_executor_finishes_and_is_collected(own_temp, processes, eventually):
+    executor = SandboxExecutor(max_workers=1)
+    futures = [executor.submit(f"import time; time.sleep(0.1); {i}") for i in range(4)]
+    gone = weakref.ref(executor)
+    engine = weakref.ref(executor._engine)
+    del executor
+    gc.collect()
+    assert gone() is None
+    assert [future.result(10).value for future in futures] == [0, 1, 2, 3]
+    eventually(lambda: processes(own_temp) == [] and os.listdir(own_temp) == [])
+    del futures
+    eventually(lambda: gc.collect() is not None and engine() is None)
+    assert not [t for t in threading.enumerate() if t.name.startswith("mentis-pool")]
+
+
+def test_a_view_keeps_its_executor(own_temp):
+    view = SandboxExecutor(max_workers=1).options(timeout=5)
+    gc.collect()
+    assert view.submit("1").result().value == 1
+    assert view.submit("2").result().value == 2
+    view.shutdown()
+
+
+def test_shutdown_from_a_callback_does_not_wait_for_itself(own_temp):
+    executor = SandboxExecutor(max_workers=1)
+    done = threading.Event()
+    future = executor.options(on_output=lambda piece: None).submit("print(1)")
+    future.add_done_callback(lambda _: (executor.shutdown(), done.set()))
+    assert done.wait(20)
+    executor.shutdown()
+
+
+def test_a_forked_child_may_not_submit_and_harms_nothing(own_temp):
+    with SandboxExecutor(max_workers=1) as executor:
+        executor.submit("1").result()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                executor.submit("1")
+            except RuntimeError as exc:
+                code = 0 if "fork" in str(exc) else 2
+            finally:
+                executor.shutdown()
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert executor.submit("2").result().value == 2
+
+
+def test_many_threads_submit_and_each_gets_its_own(own_temp):
+    with SandboxExecutor(max_workers=2, state="reuse") as executor:
+        got = {}
+
+        def work(name):
+            futures = [executor.submit("print(x)\nx", x=(name, i)) for i in range(50)]
+            got[name] = [(f.result().value, f.result().stdout) for f in futures]
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in "abcdef"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for name in "abcdef":
+        assert got[name] == [((name, i), f"{(name, i)}\n") for i in range(50)]
+
+
+# ── the client's end ────────────────────────────────────────────────────────
+
+CLIENT = """
+import os, sys, time
+from mentis_pool import SandboxExecutor
+executor = SandboxExecutor(max_workers=2)
+cell = "import subprocess, time; subprocess.Popen(['setsid', 'sleep', '7373']); time.sleep(SECONDS); print('x')"
+futures = [executor.submit(cell.replace("SECONDS", sys.argv[1])) for _ in range(3)]
+next(futures[0].observations())
+print("ready", flush=True)
+"""
+
+
+def client(seconds, then, **kwargs):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLIENT + then, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, **kwargs,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def nothing_left(base, processes):
+    sleeping = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "7373"]]
+    return not sleeping and processes(base) == [] and os.listdir(base) == []
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "time.sleep(60)",
+        # A forked child keeps the lifeline's pipe open.
+        "if os.fork() == 0:\n    os.close(1); os.close(2); time.sleep(5)\nelse: time.sleep(60)",
+    ],
+)
+def test_kill_9_of_the_client_leaves_nothing(own_temp, processes, eventually, then):
+    process = client(60, then)
+    process.kill()
+    process.communicate()
+    eventually(lambda: nothing_left(own_temp, processes))
+
+
+def test_kill_9_of_client_and_runtime_is_swept_at_the_next_start(own_temp, processes, eventually):
+    process = client(60, "print(executor._engine._connection.runtime.pid, flush=True)\ntime.sleep(60)")
+    runtime = int(process.stdout.readline())
+    os.kill(process.pid, signal.SIGKILL)
+    os.kill(runtime, signal.SIGKILL)
+    process.communicate()
+    eventually(lambda: processes(own_temp) == [])
+    [left] = os.listdir(own_temp)
+    hour_ago = time.time() - 3600
+    os.utime(os.path.join(own_temp, left), (hour_ago, hour_ago))
+    with SandboxExecutor(max_workers=1) as executor:
+        executor.submit("1").result()
+        assert len(os.listdir(own_temp)) == 1
+        assert os.listdir(own_temp) != [left]
+
+
+def test_the_end_of_the_interpreter_finishes_what_was_submitted(own_temp, processes):
+    process = client(0.3, "print('last line', flush=True)")
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("last line\n", "", 0)
+    assert nothing_left(own_temp, processes)
+
+
+def test_submitting_at_the_end_of_the_interpreter_is_refused(own_temp):
+    then = (
+        "import atexit\n"
+        "def late():\n    try: executor.submit('1')\n    except RuntimeError as e: print(e)\n"
+        "atexit.register(late)\n"
+    )
+    out, err = client(0.1, then).communicate(timeout=20)
+    assert (out, err) == ("cannot schedule new futures after shutdown\n", "")
+
+
+def test_ctrl_c_reaches_the_client_alone(own_temp, processes, eventually):
+    then = (
+        "try:\n    print('set', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n"
+        "    print([future.result().stdout for future in futures], flush=True)\n"
+    )
+    # As a terminal does it: the whole foreground process group gets the signal.
+    process = client(1, then, start_new_session=True)
+    assert process.stdout.readline() == "set\n"
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert out == "['x\\n', 'x\\n', 'x\\n']\n"
+    assert process.returncode == 0
+    eventually(lambda: nothing_left(own_temp, processes))
+
+
+def test_an_unhandled_exception_in_the_block_still_ends_everything(own_temp, processes):
+    process = client(0.1, "with executor: 1/0")
+    _, err = process.communicate(timeout=20)
+    assert "ZeroDivisionError" in err
+    assert process.returncode == 1
+    assert nothing_left(own_temp, processes)
