@@ -262,15 +262,20 @@ def map_kernels(
 @contextlib.contextmanager
 def kernel() -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
     """One ipykernel that is ready; it is gone at the end, however that comes."""
-    from jupyter_client.manager import start_new_kernel
+    from jupyter_client.manager import KernelManager
 
-    manager, client = start_new_kernel(
-        startup_timeout=PATIENCE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    # As start_new_kernel does; that one forgets the kernel when Ctrl-C comes early.
+    manager = KernelManager()
     try:
-        yield manager, client
+        manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client = manager.client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=PATIENCE)
+            yield manager, client
+        finally:
+            client.stop_channels()
     finally:
-        client.stop_channels()
         manager.shutdown_kernel(now=True)
 
 

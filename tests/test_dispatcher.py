@@ -1,0 +1,66 @@
+"""The reader thread wakes, reads, stops, and tells how it ended."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from mentis_pool.dispatcher import Dispatcher
+
+
+class Scene:
+    def __init__(self):
+        self.ours, self.theirs = socket.socketpair()
+        self.woken = threading.Event()
+        self.read = threading.Event()
+        self.ended = []
+        self.dispatcher = Dispatcher(self._readable, self._woken, self.ended.append)
+
+    def _readable(self):
+        if self.ours.recv(100) == b"fault":
+            raise OSError("broken")
+        self.read.set()
+
+    def _woken(self):
+        if not self.woken.is_set():
+            self.dispatcher.watch(self.ours)
+        self.woken.set()
+
+
+def test_it_wakes_reads_and_stops():
+    scene = Scene()
+    scene.dispatcher.start()
+    scene.dispatcher.wake()
+    assert scene.woken.wait(5)
+    scene.theirs.send(b"x")
+    assert scene.read.wait(5)
+    scene.dispatcher.stop()
+    scene.dispatcher.join(5)
+    assert scene.ended == [None]
+    scene.dispatcher.wake()  # of no use any more, and no harm
+    scene.ours.close()
+    scene.theirs.close()
+
+
+def test_a_fault_ends_it_and_is_told():
+    scene = Scene()
+    scene.dispatcher.start()
+    scene.dispatcher.wake()
+    assert scene.woken.wait(5)
+    scene.theirs.send(b"fault")
+    scene.dispatcher.join(5)
+    assert [str(exc) for exc in scene.ended] == ["broken"]
+    scene.ours.close()
+    scene.theirs.close()
+
+
+def test_waking_never_waits_however_often():
+    scene = Scene()
+    for _ in range(100_000):
+        scene.dispatcher.wake()
+    scene.dispatcher.start()
+    scene.dispatcher.stop()
+    scene.dispatcher.join(5)
+    assert scene.ended == [None]
+    scene.ours.close()
+    scene.theirs.close()

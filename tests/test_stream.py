@@ -1,0 +1,158 @@
+"""The stream drains what is there without waiting, however it is cut into pieces."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from fakes import FakeRuntime, websocket_frame
+
+from mentis_pool import ProtocolError, RuntimeUnavailable
+from mentis_pool import stream as stream_module
+from mentis_pool.observations import Start, Stream
+from mentis_pool.pool_stream import Close, Closed, Open, Opened, Said
+from mentis_pool.stream import PoolStream, StreamLost
+
+
+@pytest.fixture
+def fake():
+    fake = FakeRuntime()
+    yield fake
+    fake.sock.close()
+    fake.client.close()
+
+
+@pytest.fixture
+def stream(fake):
+    fake.serve(fake.welcome())
+    stream = PoolStream(fake.client, 5)
+    yield stream
+    stream.close()
+
+
+def drained(stream, count):
+    """Drain until so many events have come."""
+    events = []
+    deadline = time.monotonic() + 5
+    while len(events) < count:
+        assert time.monotonic() < deadline
+        events += stream.drain()
+    return events
+
+
+def test_the_first_event_is_the_welcome(stream):
+    assert stream.welcome.session == "fake"
+    assert stream.drain() == []
+
+
+def test_events_that_come_with_the_welcome_are_not_lost(fake):
+    fake.serve(fake.welcome(), Opened(1, 0.5))
+    stream = PoolStream(fake.client, 5)
+    assert drained(stream, 1) == [Opened(1, 0.5)]
+
+
+def test_a_frame_may_come_in_any_pieces_and_draining_never_waits(fake, stream):
+    events = [Said(1, Stream("stdout", b"x" * size)) for size in (0, 10, 200, 70_000)]
+    raw = b"".join(fake.frame(event) for event in events) + fake.frame(*events)
+    got = []
+    cuts = [1, 2, 3, 5, 9, 100, 220, 1000, 70_300, 70_301, len(raw)]
+    for begin, end in zip([0, *cuts], cuts, strict=False):
+        fake.sock.sendall(raw[begin:end])
+        begun = time.monotonic()
+        got += stream.drain()
+        assert time.monotonic() - begun < 0.5
+    got += drained(stream, 8 - len(got))
+    assert got == events + events
+
+
+def test_many_small_frames_are_drained_at_once(fake, stream):
+    fake.sock.sendall(b"".join(fake.frame(Said(i, Start(0.0))) for i in range(100)))
+    assert [event.action for event in drained(stream, 100)] == list(range(100))
+
+
+def test_commands_arrive_in_one_frame(fake, stream):
+    stream.send([Open(1, "fresh"), Close(1)])
+    assert fake.hear() == [Open(1, "fresh"), Close(1)]
+
+
+def test_a_large_frame_is_sent_whole_while_the_other_side_reads_slowly(fake, stream):
+    from mentis_pool.pool_stream import Run
+
+    run = Run(1, 1, [b"x" * 3_000_000], {}, None, None, None, None, None)
+    sender = threading.Thread(target=stream.send, args=([run],))
+    sender.start()
+    assert fake.hear() == [run]
+    sender.join(5)
+    assert not sender.is_alive()
+
+
+def test_a_ping_is_answered_while_draining(fake, stream):
+    fake.sock.sendall(websocket_frame(9, b"are you there") + fake.frame(Opened(1, 0.0)))
+    assert drained(stream, 1) == [Opened(1, 0.0)]
+    assert fake.sock.recv(2)[0] == 0x8A
+
+
+def test_what_came_before_the_end_is_given_before_the_end_is_told(fake, stream):
+    fake.sock.sendall(fake.frame(Closed(1, "why")))
+    fake.sock.close()
+    assert drained(stream, 1) == [Closed(1, "why")]
+    for _ in range(2):
+        with pytest.raises(StreamLost):
+            stream.drain()
+
+
+def test_a_close_frame_ends_the_stream_with_its_reason(fake, stream):
+    fake.sock.sendall(fake.frame(Closed(1, "a")) + websocket_frame(8, (1002).to_bytes(2, "big") + b"no good"))
+    assert drained(stream, 1) == [Closed(1, "a")]
+    with pytest.raises(StreamLost, match="no good"):
+        stream.drain()
+
+
+@pytest.mark.parametrize(
+    "raw", [websocket_frame(1, b"text"), websocket_frame(2, b"\xc1"), websocket_frame(2, b"\x93\x05\x00\x90")]
+)
+def test_what_is_no_pool_stream_is_a_protocol_error(fake, stream, raw):
+    fake.sock.sendall(raw)
+    with pytest.raises(ProtocolError):
+        drained(stream, 1)
+
+
+def test_sending_to_a_runtime_that_is_gone_tells_so(fake, stream):
+    fake.sock.close()
+    with pytest.raises(StreamLost):
+        for _ in range(3):
+            stream.send([Close(1)])
+
+
+def test_sending_to_a_runtime_that_does_not_read_ends_in_time(fake, stream, monkeypatch):
+    from mentis_pool.pool_stream import Run
+
+    monkeypatch.setattr(stream_module, "SEND_TIMEOUT", 0.2)
+    with pytest.raises(StreamLost, match="does not answer"):
+        stream.send([Run(1, 1, [b"x" * 10_000_000], {}, None, None, None, None, None)])
+
+
+@pytest.mark.parametrize(
+    ("fake_runtime", "message"),
+    [
+        (FakeRuntime(subprotocol=None), "Invalid WebSocket Header"),
+        (FakeRuntime(status="404 Not Found"), "404"),
+    ],
+)
+def test_what_is_no_runtime_is_said_to_be_none(fake_runtime, message):
+    fake_runtime.serve(fake_runtime.welcome())
+    with pytest.raises(RuntimeUnavailable, match=message):
+        PoolStream(fake_runtime.client, 5)
+    fake_runtime.sock.close()
+
+
+def test_a_runtime_that_says_nothing_is_given_up_in_time(fake):
+    with pytest.raises(RuntimeUnavailable, match="timed out"):
+        PoolStream(fake.client, 0.2)
+
+
+def test_a_runtime_that_says_something_else_first_is_none(fake):
+    fake.serve(Opened(1, 0.0))
+    with pytest.raises(RuntimeUnavailable, match="Welcome"):
+        PoolStream(fake.client, 5)

@@ -1,0 +1,481 @@
+"""One task: its states, its record, and the result that its observations amount to."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mentis_pool import values
+from mentis_pool.errors import (
+    CellError,
+    CellTimeout,
+    OutcomeUnknown,
+    PayloadError,
+    ProtocolError,
+    SandboxDied,
+    SandboxError,
+)
+from mentis_pool.observations import (
+    Bundle,
+    Cut,
+    Display,
+    End,
+    Error,
+    Failure,
+    Result,
+    Start,
+    Stream,
+)
+from mentis_pool.results import CellResult, Opaque, Usage
+from mentis_pool.task import Record, Settings, State, Task, outcome
+
+OUT, ERR = "stdout", "stderr"
+
+
+def a_task(now=10.0, max_output=None, **settings):
+    return Task("key", [b"1"], {}, Settings(**settings), max_output, now)
+
+
+def result_of(*said, queued=0.0, **given):
+    return outcome([Start(0.0), *said], queued=queued, **given)
+
+
+def text_display(text, **given):
+    return Display(Bundle({"text/plain": text}), **given)
+
+
+# ── states ──────────────────────────────────────────────────────────────────
+
+
+def test_a_task_waits_until_it_is_sent():
+    task = a_task()
+    assert task.state is State.QUEUED
+    assert (task.attempt, task.started, task.record.said) == (0, None, [])
+
+
+def test_a_task_moves_down_the_list_of_states():
+    task = a_task(now=10.0)
+    task.sent(action=5, sandbox=2)
+    assert (task.state, task.action, task.sandbox, task.attempt) == (State.SENT, 5, 2, 1)
+    task.observe(Start(0.0), 12.0)
+    assert (task.state, task.started) == (State.RUNNING, 12.0)
+    task.observe(Stream(OUT, b"x"), 12.5)
+    task.observe(Result(), 13.0)
+    assert task.state is State.RUNNING
+    assert not task.record.ended
+    task.observe(End(1.0), 13.0)
+    assert task.state is State.ENDED
+    assert task.record.ended
+    assert task.record.said == [Start(0.0), Stream(OUT, b"x"), Result(), End(1.0)]
+
+
+def test_the_states_are_in_the_order_of_a_life():
+    assert [s.name for s in State] == ["QUEUED", "SENT", "RUNNING", "ENDED"]
+
+
+def test_a_task_that_goes_back_is_sent_again_under_another_number():
+    task = a_task()
+    task.sent(1, 1)
+    task.back()
+    assert (task.state, task.attempt) == (State.QUEUED, 1)
+    task.sent(2, 3)
+    assert (task.action, task.sandbox, task.attempt) == (2, 3, 2)
+
+
+def test_a_task_has_waited_until_its_start_or_until_now():
+    task = a_task(now=10.0)
+    assert task.queued(13.0) == 3.0
+    task.sent(1, 1)
+    assert task.queued(14.0) == 4.0
+    task.observe(Start(0.0), 15.0)
+    assert task.queued(99.0) == 5.0
+
+
+def test_a_task_that_ran_when_it_was_lost_has_died():
+    task = a_task()
+    task.sent(1, 1)
+    task.observe(Start(0.0), 12.0)
+    task.observe(Stream(OUT, b"x"), 12.0)
+    task.lost("gone", 14.5)
+    assert task.state is State.ENDED
+    assert task.record.said[-2:] == [Error("died", "gone"), End(2.5)]
+    assert task.record.said[1] == Stream(OUT, b"x")
+
+
+def test_what_became_of_a_task_that_was_only_sent_is_unknown():
+    task = a_task()
+    task.sent(1, 1)
+    task.lost("gone", 14.5)
+    assert task.record.said == [Error("unknown", "gone"), End(0.0)]
+    assert task.state is State.ENDED
+
+
+def test_a_result_that_was_said_is_not_taken_back_by_a_loss():
+    task = a_task()
+    task.sent(1, 1)
+    task.observe(Start(0.0), 12.0)
+    task.observe(Result(values.encode(3), "3", "int"), 13.0)
+    task.lost("gone", 14.0)
+    assert task.record.ended
+    result = outcome(task.record.said, queued=0.0)
+    assert result.error is None
+    assert result.value == 3
+
+
+def test_a_task_that_is_refused_was_never_sent():
+    task = a_task()
+    task.refuse("no runtime")
+    assert task.state is State.ENDED
+    assert task.record.ended
+    assert task.record.said == [Error("unknown", "no runtime"), End(0.0)]
+
+
+def test_settings_are_equal_by_what_they_set():
+    assert Settings() == Settings(timeout=None, task_id=None, stdin=None, on_output=None, argv=None)
+    assert Settings(timeout=1.0) != Settings()
+
+
+# ── the record ──────────────────────────────────────────────────────────────
+
+
+def test_a_record_is_what_was_said():
+    record = Record(limit=2)
+    said = [Start(0.0), Stream(OUT, b"abcdef"), Cut(OUT, 1), text_display("d"), Result(), End(1.0)]
+    for observation in said:
+        assert not record.ended
+        record.add(observation)
+    assert record.said == said, "where the runtime bounds the output, the record does not"
+    assert record.ended
+
+
+def test_a_record_bounds_each_stream_where_the_runtime_does_not():
+    record = Record(limit=4, bounded=False)
+    for observation in [
+        Start(0.0),
+        Stream(OUT, b"abc"),
+        Stream(ERR, b"1"),
+        text_display("d"),
+        Stream(OUT, b"defgh"),
+        Stream(ERR, b"23"),
+        Result(),
+        End(1.0),
+    ]:
+        record.add(observation)
+    assert record.said == [
+        Start(0.0),
+        Stream(OUT, b"ab"),
+        Stream(ERR, b"1"),
+        text_display("d"),
+        Stream(ERR, b"2"),
+        Cut(OUT, 4),
+        Stream(OUT, b"gh"),
+        Stream(ERR, b"3"),
+        Result(),
+        End(1.0),
+    ]
+
+
+@pytest.mark.parametrize("last", [Result(), Error("died", "gone")])
+def test_the_kept_end_comes_before_the_outcome_whatever_it_is(last):
+    record = Record(limit=2, bounded=False)
+    for observation in [Start(0.0), Stream(OUT, b"abc"), last, End(1.0)]:
+        record.add(observation)
+    assert record.said == [
+        Start(0.0),
+        Stream(OUT, b"a"),
+        Cut(OUT, 1),
+        Stream(OUT, b"c"),
+        last,
+        End(1.0),
+    ]
+
+
+def test_the_record_of_a_lost_task_has_its_output_to_the_end():
+    task = a_task(max_output=2, on_output=print)
+    task.sent(1, 1)
+    task.observe(Start(0.0), 11.0)
+    task.observe(Stream(OUT, b"abc"), 11.0)
+    task.lost("gone", 12.0)
+    result = outcome(task.record.said, queued=0.0)
+    assert result.stdout == "a\n[… 1 bytes cut …]\nc"
+
+
+def test_only_a_task_with_a_callback_bounds_its_own_record():
+    for settings, kept in ([{}, b"abcdef"], [{"on_output": print}, b"a"]):
+        task = a_task(max_output=2, **settings)
+        task.observe(Stream(OUT, b"abcdef"), 0.0)
+        assert task.record.said == [Stream(OUT, kept)]
+
+
+def test_a_record_without_a_limit_keeps_all():
+    record = Record(limit=None, bounded=False)
+    for _ in range(100):
+        record.add(Stream(OUT, b"x" * 1000))
+    assert sum(len(o.data) for o in record.said) == 100_000
+
+
+@given(st.lists(st.tuples(st.sampled_from([OUT, ERR]), st.binary(max_size=30))), st.integers(0, 40))
+def test_a_record_holds_no_more_than_its_limit_of_each_stream(pieces, limit):
+    record = Record(limit, bounded=False)
+    for stream, data in pieces:
+        record.add(Stream(stream, data))
+    record.add(Result())
+    for stream in (OUT, ERR):
+        kept = sum(len(o.data) for o in record.said[:-1] if o.stream == stream and type(o) is Stream)
+        cut = sum(o.bytes for o in record.said[:-1] if o.stream == stream and type(o) is Cut)
+        assert kept <= limit
+        assert kept + cut == sum(len(data) for s, data in pieces if s == stream)
+
+
+# ── the outcome ─────────────────────────────────────────────────────────────
+
+
+def test_a_cell_that_says_nothing_gives_an_empty_result():
+    assert result_of(Result(), End(0.0)) == CellResult()
+
+
+def test_output_is_put_together_by_stream():
+    result = result_of(
+        Stream(OUT, b"a"), Stream(ERR, b"1"), Stream(OUT, b"b\n"), Stream(ERR, b"2"), Result()
+    )
+    assert (result.stdout, result.stderr) == ("ab\n", "12")
+
+
+def test_a_character_may_be_spread_over_observations():
+    assert result_of(Stream(OUT, b"\xe2\x82"), Stream(OUT, b"\xac")).stdout == "€"
+
+
+def test_output_that_is_no_text_is_text_all_the_same():
+    assert result_of(Stream(OUT, b"a\xff\xed\xa0\x80\0")).stdout == "a\udcff\ud800\0"
+
+
+def test_what_was_cut_is_told_in_the_text_and_by_number():
+    result = result_of(
+        Stream(OUT, b"begin"), Cut(OUT, 1000), Stream(OUT, b"end"), Cut(ERR, 5), Result()
+    )
+    assert result.stdout == "begin\n[… 1000 bytes cut …]\nend"
+    assert result.stderr == "\n[… 5 bytes cut …]\n"
+    assert (result.stdout_cut, result.stderr_cut) == (1000, 5)
+
+
+def test_what_was_cut_in_two_places_is_added_up():
+    result = result_of(Cut(OUT, 3), Stream(OUT, b"x"), Cut(OUT, 4))
+    assert result.stdout_cut == 7
+
+
+def test_displays_that_were_cut_are_no_output():
+    result = result_of(text_display("d"), Cut("displays", 9), Result())
+    assert result.stdout == result.stderr == ""
+    assert result.displays == [{"text/plain": "d"}]
+
+
+def test_a_plain_value_is_itself():
+    value = [1, (2.5, None), {"a": b"\xff"}, {datetime.date(2024, 1, 2)}]
+    result = result_of(Result(values.encode(value), "text", "list"))
+    assert result.value == value
+    assert result.text == "text"
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        (Result(), None),
+        (Result(values.encode(None), None, None), None),
+        (Result(None, "<object object at 0x7f>", "object"), Opaque("<object object at 0x7f>", "object")),
+        (Result(None, None, "object"), Opaque("", "object")),
+        (Result(None, "text without a type", None), None),
+    ],
+)
+def test_a_value_that_is_not_plain_is_opaque(said, value):
+    result = result_of(said)
+    assert result.value == value
+    assert result.text == said.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x80\x04K\x01.",
+        values.encode(1) + b"\x00",
+        b"\x91" * 1000,
+        b"\xa2\xff\xff",
+        b"\xc7\x00\x63",
+        bytes(values.MAX_BYTES + 1),
+    ],
+    ids=lambda data: repr(data[:8]),
+)
+def test_a_value_of_wrong_bytes_is_a_protocol_error(data):
+    result = result_of(Stream(OUT, b"o"), Result(data, "text", "T"), End(1.0))
+    assert type(result.error) is ProtocolError
+    assert result.error.result is result
+    assert (result.value, result.text, result.stdout) == (None, "text", "o")
+
+
+def test_what_the_cell_raised_goes_before_a_value_of_wrong_bytes():
+    result = result_of(Result(b"\xc1", failure=Failure("KeyError", "'k'", "T")))
+    assert isinstance(result.error, KeyError)
+
+
+def test_displays_come_in_their_order_and_the_value_last():
+    result = result_of(
+        text_display("1"),
+        Display(Bundle({}, {"image/png": b"\x89"})),
+        Result(None, "3", "T", Bundle({"text/plain": "3", "text/html": "<b>3</b>"})),
+    )
+    assert result.displays == [
+        {"text/plain": "1"},
+        {"image/png": b"\x89"},
+        {"text/plain": "3", "text/html": "<b>3</b>"},
+    ]
+
+
+def test_a_display_may_be_updated_where_it_is():
+    result = result_of(
+        text_display("a1", display_id="a"),
+        text_display("b1", display_id="b"),
+        text_display("a2", display_id="a", update=True),
+        text_display("c"),
+    )
+    assert result.displays == [{"text/plain": "a2"}, {"text/plain": "b1"}, {"text/plain": "c"}]
+
+
+def test_an_update_is_for_every_display_of_its_name():
+    result = result_of(
+        text_display("1", display_id="a"),
+        text_display("2", display_id="a"),
+        text_display("3", display_id="a", update=True),
+    )
+    assert result.displays == [{"text/plain": "3"}, {"text/plain": "3"}]
+
+
+def test_an_update_of_what_was_never_shown_shows_nothing():
+    result = result_of(text_display("1"), text_display("2", display_id="a", update=True))
+    assert result.displays == [{"text/plain": "1"}]
+
+
+def test_an_update_without_a_name_leaves_the_others_as_they_are():
+    # IPython.display.publish_display_data(…, update=True) says so.
+    result = result_of(text_display("1"), text_display("2"), text_display("3", update=True))
+    assert result.displays[:2] == [{"text/plain": "1"}, {"text/plain": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ('{"a": [1, null]}', {"a": [1, None]}),
+        ("3", 3),
+        ("no json", "no json"),
+        ("", ""),
+        ("[" * 100_000, "[" * 100_000),
+        ("9" * 5000, int("9" * 4000) * 10**1000 + int("9" * 1000)),
+    ],
+    ids=["object", "number", "text", "nothing", "too deep", "long number"],
+)
+def test_json_in_a_display_is_what_it_says_or_its_text(text, form):
+    for mime in ("application/json", "application/vnd.vega.v5+json"):
+        (display,) = result_of(Display(Bundle({mime: text, "text/plain": "3"}))).displays
+        # From Python 3.11 on a number may have too many digits to be read.
+        assert display[mime] in (form, text)
+        assert display["text/plain"] == "3"
+
+
+def test_what_was_used_is_told():
+    result = result_of(Result(), End(1.5, 0.25, 1000), queued=0.5)
+    assert result.usage == Usage(queued=0.5, running=1.5, cpu=0.25, peak_memory=1000)
+    assert result_of(Result(), queued=0.5).usage == Usage(queued=0.5)
+
+
+def test_where_it_ran_is_told():
+    result = result_of(Result(), action_id="a", sandbox_id="s", attempt=3)
+    assert (result.action_id, result.sandbox_id, result.attempt) == ("a", "s", 3)
+
+
+def test_what_a_cell_raised_is_the_error_with_all_until_then():
+    result = result_of(
+        Stream(OUT, b"until then"),
+        Result(failure=Failure("ZeroDivisionError", "division by zero", "Traceback…")),
+        End(1.0),
+        sandbox_id="s",
+    )
+    error = result.error
+    assert isinstance(error, CellError)
+    assert isinstance(error, ZeroDivisionError)
+    assert (error.name, error.value) == ("ZeroDivisionError", "division by zero")
+    assert error.traceback == "Traceback…"
+    assert error.result is result
+    assert result.stdout == "until then"
+    assert result.usage.running == 1.0
+    assert not result.ok
+
+
+@pytest.mark.parametrize("name", ["MemoryError", "SyntaxError", "StopIteration", "Own", "\0", ""])
+def test_a_cell_may_raise_anything(name):
+    result = result_of(Result(failure=Failure(name, "", "")), End(1.0))
+    assert isinstance(result.error, CellError)
+    assert result.error.name == name
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "fields"),
+    [
+        (Error("timeout", "m"), CellTimeout, {"timeout": 2.0}),
+        (Error("died", "m", signal=9), SandboxDied, {"signal": 9, "exit_code": None}),
+        (Error("died", "m", exit_code=3), SandboxDied, {"signal": None, "exit_code": 3}),
+        (Error("payload", "m"), PayloadError, {}),
+        (Error("protocol", "m"), SandboxError, {"sandbox_id": "s"}),
+        (Error("unknown", "m"), OutcomeUnknown, {"sandbox_id": "s"}),
+    ],
+    ids=lambda v: getattr(v, "kind", ""),
+)
+def test_why_a_cell_did_not_end_by_itself_is_the_error(said, kind, fields):
+    result = result_of(Stream(OUT, b"o"), said, End(1.0), timeout=2.0, sandbox_id="s")
+    error = result.error
+    assert type(error) is kind
+    assert str(error) == "m"
+    assert {name: getattr(error, name) for name in fields} == fields
+    assert error.result is result
+    assert result.stdout == "o"
+
+
+def test_a_sandbox_that_died_names_itself():
+    assert result_of(Error("died", "m", signal=9), sandbox_id="s").error.sandbox_id == "s"
+
+
+@pytest.mark.parametrize("said", [[], [Start(0.0)], [Start(0.0), Stream(OUT, b"o"), End(1.0)]])
+def test_without_a_result_nothing_went_well(said):
+    assert type(outcome(said, queued=0.0).error) is OutcomeUnknown
+
+
+@given(
+    st.lists(
+        st.builds(Stream, st.sampled_from([OUT, ERR]), st.binary(max_size=9))
+        | st.builds(Cut, st.sampled_from([OUT, ERR, "displays"]), st.integers(0, 2**62))
+        | st.builds(
+            Display,
+            st.builds(Bundle, st.dictionaries(st.sampled_from(["a/json", "b"]), st.text())),
+            st.sampled_from([None, "a"]),
+            st.booleans(),
+        )
+        | st.builds(
+            Result,
+            st.none() | st.binary(),
+            st.none() | st.text(),
+            st.none() | st.text(),
+            st.none(),
+            st.none() | st.builds(Failure, st.text(), st.text(), st.text()),
+        )
+        | st.builds(Error, st.sampled_from(["timeout", "died", "payload"]), st.text())
+    )
+)
+def test_whatever_was_said_amounts_to_a_result(said):
+    # Said in any order, by somebody who may lie: an exception here would reach no future.
+    result = result_of(*said, End(0.0))
+    assert result.error is None or result.error.result is result
+    json.dumps(result.to_dict())
+    str(result), repr(result)
