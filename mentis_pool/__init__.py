@@ -52,11 +52,13 @@ _HOME = {
     ),
     "SandboxExecutor": "executor",
     "CellFuture": "future",
-    **dict.fromkeys(("Cut", "Display", "End", "Error", "Result", "Start", "Stream"), "observations"),
+    **dict.fromkeys(
+        ("Cut", "Display", "End", "Error", "Result", "Start", "Stream"), "observations"
+    ),
     **dict.fromkeys(("CellResult", "Opaque", "Usage"), "results"),
 }
 
-__all__ = [  # noqa: PLE0604, RUF022 - the names of _HOME, which is sorted by where they live
+__all__ = [
     "__version__",
     *_HOME,
 ]

@@ -290,7 +290,9 @@ class Engine:
             self._carry_out(orders)
         elif isinstance(event, Closed):
             self._sandboxes.discard(event.sandbox)
-            log("warning", "sandbox_lost", sandbox_id=self._name(event.sandbox), reason=event.reason)
+            log(
+                "warning", "sandbox_lost", sandbox_id=self._name(event.sandbox), reason=event.reason
+            )
             self._decide(self._pool.closed, event.sandbox, event.reason, now)
         elif isinstance(event, Opened):
             self._sandboxes.add(event.sandbox)

@@ -158,9 +158,7 @@ class SandboxExecutor(Executor):
                 "submit(cell), or map([cell])"
             )
         if callable(cells):
-            raise TypeError(
-                f"map() takes a list of cells (source texts), not {_described(cells)}"
-            )
+            raise TypeError(f"map() takes a list of cells (source texts), not {_described(cells)}")
         if buffersize is not None:
             _check_count("buffersize", buffersize, 1)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -207,7 +205,7 @@ class SandboxExecutor(Executor):
 
         What is not given stays as it is here.
         """
-        given = {
+        given: dict[str, Any] = {
             "timeout": _checked_timeout(timeout) if timeout is not _UNSET else _UNSET,
             "task_id": task_id,
             "stdin": stdin,
@@ -273,8 +271,8 @@ def _result_of(future: CellFuture) -> CellResult:
         error = BrokenSandboxPool("the cell was cancelled by a shutdown")
     if error is None:
         return future.result()
-    assert isinstance(error, MentisPoolError)
-    return error.result or CellResult(error=error)
+    assert isinstance(error, MentisPoolError), error
+    return error.result if error.result is not None else CellResult(error=error)
 
 
 def _cpus() -> int:

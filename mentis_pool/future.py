@@ -7,13 +7,13 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from mentis_pool.observations import Observation
+from mentis_pool.results import CellResult
 
 if TYPE_CHECKING:
-    from mentis_pool.results import CellResult
     from mentis_pool.task import Record
 
 
-class CellFuture(Future["CellResult"]):
+class CellFuture(Future[CellResult]):
     """The outcome of a cell, and what it says until then.
 
     Attributes:

@@ -25,13 +25,13 @@ class _Observation(msgspec.Struct, frozen=True, array_like=True):
     """Base: a small array on the wire, its tag first."""
 
 
-class Start(_Observation, tag=0):
+class Start(_Observation, tag=0, frozen=True):
     """The cell began to run, at ``time`` (seconds since the epoch, the runtime's clock)."""
 
     time: float
 
 
-class Stream(_Observation, tag=1):
+class Stream(_Observation, tag=1, frozen=True):
     """Output of the cell, or of its child processes: bytes as written."""
 
     stream: StreamName
@@ -46,7 +46,7 @@ class Stream(_Observation, tag=1):
         return self.text
 
 
-class Cut(_Observation, tag=2):
+class Cut(_Observation, tag=2, frozen=True):
     """``bytes`` of a stream (or of displays) were left out here, over the limit."""
 
     stream: Literal["stdout", "stderr", "displays"]
@@ -60,7 +60,7 @@ class Bundle(msgspec.Struct, frozen=True, array_like=True):
     blobs: dict[str, bytes] = {}
 
 
-class Display(_Observation, tag=3):
+class Display(_Observation, tag=3, frozen=True):
     """Something shown; an ``update`` stands for what was shown with the same ``display_id``."""
 
     bundle: Bundle
@@ -76,7 +76,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     traceback: str
 
 
-class Result(_Observation, tag=4):
+class Result(_Observation, tag=4, frozen=True):
     """The cell ended by itself.
 
     ``value`` is the last expression's value (`mentis_pool.values`), None where
@@ -91,7 +91,7 @@ class Result(_Observation, tag=4):
     failure: Failure | None = None
 
 
-class Error(_Observation, tag=5):
+class Error(_Observation, tag=5, frozen=True):
     """The cell did not end by itself; ``message`` says why.
 
     ``kind``: "timeout"; "died" (its process did); "payload" (a variable could
@@ -105,7 +105,7 @@ class Error(_Observation, tag=5):
     exit_code: int | None = None
 
 
-class End(_Observation, tag=6):
+class End(_Observation, tag=6, frozen=True):
     """Nothing more will be said; what the action used."""
 
     seconds: float

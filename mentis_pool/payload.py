@@ -33,7 +33,7 @@ def _pickle(name: str, value: object) -> bytes:
 
     try:
         return bytes(cloudpickle.dumps(value, 5))
-    except Exception as exc:  # noqa: BLE001 - pickling runs any code of the value's class
+    except Exception as exc:  # pickling runs any code of the value's class
         raise PayloadError(
             f"the variable {name!r} ({type(value).__name__}) cannot travel to a sandbox: {exc}"
         ) from exc

@@ -31,14 +31,14 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 # ── commands: client to runtime ─────────────────────────────────────────────
 
 
-class Open(_Message, tag=0):
+class Open(_Message, tag=0, frozen=True):
     """Start a sandbox; runs may be sent to it at once."""
 
     sandbox: int
     state: State
 
 
-class Run(_Message, tag=1):
+class Run(_Message, tag=1, frozen=True):
     """Run the source texts one after the other, up to the first that fails.
 
     ``sources`` and ``stdin`` are UTF-8 by way of `mentis_pool.text`;
@@ -59,14 +59,14 @@ class Run(_Message, tag=1):
     window: int | None
 
 
-class Credit(_Message, tag=2):
+class Credit(_Message, tag=2, frozen=True):
     """So many bytes of this action's output were taken by its reader."""
 
     action: int
     bytes: int
 
 
-class Close(_Message, tag=3):
+class Close(_Message, tag=3, frozen=True):
     """End a sandbox and all that runs in it."""
 
     sandbox: int
@@ -78,7 +78,7 @@ Command = Open | Run | Credit | Close
 # ── events: runtime to client ───────────────────────────────────────────────
 
 
-class Welcome(_Message, tag=0):
+class Welcome(_Message, tag=0, frozen=True):
     """First of all: the runtime is ready. ``session`` makes ids unique across runtimes."""
 
     session: str
@@ -86,21 +86,21 @@ class Welcome(_Message, tag=0):
     python: str
 
 
-class Said(_Message, tag=1):
+class Said(_Message, tag=1, frozen=True):
     """One observation of one action."""
 
     action: int
     observation: Observation
 
 
-class Opened(_Message, tag=2):
+class Opened(_Message, tag=2, frozen=True):
     """The sandbox has its first worker, after so many seconds."""
 
     sandbox: int
     seconds: float
 
 
-class Closed(_Message, tag=3):
+class Closed(_Message, tag=3, frozen=True):
     """The sandbox is no more; its actions have had their End."""
 
     sandbox: int

@@ -122,7 +122,7 @@ class PoolStream:
         self._receiver = events()
         self._websocket = websocket.WebSocket(skip_utf8_validation=True)
         try:
-            self._websocket.connect(
+            self._websocket.connect(  # type: ignore[no-untyped-call]
                 f"ws://localhost{PATH}",
                 socket=self._wire,
                 subprotocols=[SUBPROTOCOL],

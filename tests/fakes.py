@@ -13,7 +13,9 @@ from mentis_pool.pool_stream import SUBPROTOCOL, Command, Event, Sender, Welcome
 class FakeRuntime:
     """The other end of a pool stream. ``client`` is the socket to be given to a `PoolStream`."""
 
-    def __init__(self, subprotocol: str | None = SUBPROTOCOL, status: str = "101 Switching Protocols"):
+    def __init__(
+        self, subprotocol: str | None = SUBPROTOCOL, status: str = "101 Switching Protocols"
+    ):
         self.client, self.sock = socket.socketpair()
         self._subprotocol = subprotocol
         self._status = status

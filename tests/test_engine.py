@@ -62,18 +62,28 @@ def test_a_zygote_that_dies_takes_its_runtime_along_and_both_come_back(executor)
 
 
 def test_an_init_that_dies_fails_its_cell_alone(executor, eventually):
-    cell = "import os, subprocess\nsubprocess.Popen(['sleep', '6161'], start_new_session=True)\n" + SLEEP
+    cell = (
+        "import os, subprocess\nsubprocess.Popen(['sleep', '6161'], start_new_session=True)\n"
+        + SLEEP
+    )
     hit, other = executor.submit(cell), executor.submit("import time; time.sleep(1); 5")
     started(hit, other)
     zygote = runtime_of(executor).children()[0]
     eventually(lambda: [p for p in zygote.children(recursive=True) if p.name() == "sleep"])
-    init = next(p for p in zygote.children() if any(c.name() == "sleep" for c in p.children(recursive=True)))
+    init = next(
+        p for p in zygote.children() if any(c.name() == "sleep" for c in p.children(recursive=True))
+    )
     init.kill()
     assert isinstance(hit.exception(10), SandboxDied)
     assert other.result().value == 5
     assert executor.submit("6").result(10).value == 6
     # Its worker and that one's children go with it.
-    eventually(lambda: [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "6161"]] == [])
+    eventually(
+        lambda: (
+            [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "6161"]]
+            == []
+        )
+    )
 
 
 def test_a_worker_that_waits_may_be_killed(executor, eventually):
@@ -83,7 +93,7 @@ def test_a_worker_that_waits_may_be_killed(executor, eventually):
         killed = eventually(lambda: zygote.children()[0].children())
         for worker in killed:
             worker.kill()
-        eventually(lambda: set(zygote.children()[0].children()) - set(killed))
+        eventually(lambda killed=killed: set(zygote.children()[0].children()) - set(killed))
         assert executor.submit("1").result(10).value == 1
 
 
@@ -95,7 +105,9 @@ def test_a_stream_that_is_cut_fails_what_ran_and_the_rest_goes_on(executor):
     assert executor.submit("1").result(20).value == 1
 
 
-def test_a_fault_of_the_dispatcher_breaks_the_pool_and_hangs_nobody(own_temp, monkeypatch, processes):
+def test_a_fault_of_the_dispatcher_breaks_the_pool_and_hangs_nobody(
+    own_temp, monkeypatch, processes
+):
     executor = SandboxExecutor(max_workers=1)
     running, waiting = executor.submit(SLEEP), executor.submit("1")
     started(running)
@@ -118,7 +130,9 @@ def test_a_fault_of_the_dispatcher_breaks_the_pool_and_hangs_nobody(own_temp, mo
     assert processes(own_temp) == []
 
 
-def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(own_temp, monkeypatch):
+def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(
+    own_temp, monkeypatch
+):
     executor = SandboxExecutor(max_workers=1)
     executor.submit("1").result()
 
@@ -230,7 +244,9 @@ def finish(process):
 
 
 def nothing_left(base, processes):
-    sleeping = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "7373"]]
+    sleeping = [
+        p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "7373"]
+    ]
     return not sleeping and processes(base) == [] and os.listdir(base) == []
 
 
@@ -250,7 +266,9 @@ def test_kill_9_of_the_client_leaves_nothing(own_temp, processes, eventually, th
 
 
 def test_kill_9_of_client_and_runtime_is_swept_at_the_next_start(own_temp, processes, eventually):
-    process = client(60, "print(executor._engine._connection.runtime.pid, flush=True)\ntime.sleep(60)")
+    process = client(
+        60, "print(executor._engine._connection.runtime.pid, flush=True)\ntime.sleep(60)"
+    )
     runtime = int(process.stdout.readline())
     os.kill(process.pid, signal.SIGKILL)
     os.kill(runtime, signal.SIGKILL)

@@ -48,7 +48,9 @@ def test_each_step_of_a_task_is_one_event_with_its_fields(own_temp, seen):
     assert of_task(seen, "bad") == ["task_submitted", "task_started", "task_failed"]
     assert of_task(seen, "late") == ["task_submitted", "task_started", "task_timed_out"]
     assert of_task(seen, "cancelled") == ["task_submitted", "task_cancelled"]
-    [(_, finished)] = [e for e in seen if e[1]["event"] == "task_finished" and e[1]["task_id"] == "good"]
+    [(_, finished)] = [
+        e for e in seen if e[1]["event"] == "task_finished" and e[1]["task_id"] == "good"
+    ]
     assert finished == {
         "event": "task_finished", "task_id": "good", "request": "r-7",
         "action_id": result.action_id, "sandbox_id": result.sandbox_id, "attempt": 1,
@@ -87,20 +89,26 @@ with SandboxExecutor(max_workers=1) as executor:
 
 def run_unconfigured(setup="", worse="pass"):
     source = UNCONFIGURED.replace("SETUP", textwrap.dedent(setup)).replace("WORSE", worse)
-    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    return subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
 
 
 def test_who_has_configured_nothing_sees_warnings_only_on_stderr():
     done = run_unconfigured()
     assert (done.stdout, done.stderr) == ("", "")
-    done = run_unconfigured(worse="executor.run(['import os; os.kill(os.getppid(), 9); import time; time.sleep(9)'])")
+    done = run_unconfigured(
+        worse="executor.run(['import os; os.kill(os.getppid(), 9); import time; time.sleep(9)'])"
+    )
     assert done.stdout == ""
     assert done.stderr.startswith("sandbox_lost sandbox_id=")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_who_has_configured_logging_gets_the_events_there():
-    done = run_unconfigured("logging.basicConfig(level=logging.INFO, format='%(name)s|%(levelname)s|%(message)s')")
+    done = run_unconfigured(
+        "logging.basicConfig(level=logging.INFO, format='%(name)s|%(levelname)s|%(message)s')"
+    )
     lines = done.stderr.splitlines()
     assert all(line.startswith("mentis_pool|INFO|") for line in lines)
     assert [line.split("|")[2].split()[0] for line in lines if "task_" in line] == [

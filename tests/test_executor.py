@@ -71,7 +71,9 @@ def test_a_variable_may_be_anything_that_pickles(executor):
         def __init__(self, of):
             self.of = of
 
-    result = executor.submit("f(o.of), d.isoformat()", f=lambda x: x + 1, o=Local(4), d=datetime.date(2020, 2, 3))
+    result = executor.submit(
+        "f(o.of), d.isoformat()", f=lambda x: x + 1, o=Local(4), d=datetime.date(2020, 2, 3)
+    )
     assert result.result().value == (5, "2020-02-03")
 
 
@@ -172,7 +174,9 @@ def test_an_exception_of_the_cells_own_is_a_plain_error(executor):
 
 
 def test_a_cause_is_in_the_traceback(executor):
-    error = executor.submit("try: 1/0\nexcept Exception as e: raise KeyError('k') from e").exception()
+    error = executor.submit(
+        "try: 1/0\nexcept Exception as e: raise KeyError('k') from e"
+    ).exception()
     assert isinstance(error, KeyError)
     assert "direct cause" in error.traceback
     assert "ZeroDivisionError" in error.traceback
@@ -184,7 +188,7 @@ def test_a_syntax_error_has_its_caret_line(executor):
     assert isinstance(caught.value, CellError)
     assert "y = = 2" in caught.value.traceback
     assert "^" in caught.value.traceback.splitlines()[2]
-    assert 'line 2' in caught.value.traceback
+    assert "line 2" in caught.value.traceback
 
 
 def test_a_cell_with_nul_is_a_syntax_error(executor):
@@ -453,7 +457,9 @@ def test_a_runtime_that_cannot_be_started_says_why_and_what_to_do(monkeypatch, o
     monkeypatch.setattr("sys.executable", "/bin/false")
     with SandboxExecutor(max_workers=1, retries=0) as executor:
         future = executor.submit("1")
-        with pytest.raises(RuntimeUnavailable, match=r"exit code 1 .*see what this says: /bin/false"):
+        with pytest.raises(
+            RuntimeUnavailable, match=r"exit code 1 .*see what this says: /bin/false"
+        ):
             future.result(30)
         assert [type(seen).__name__ for seen in future.observations()] == ["Error", "End"]
 

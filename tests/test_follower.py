@@ -20,14 +20,14 @@ def test_every_piece_then_the_end_in_their_order():
 
 
 def test_credit_is_given_for_what_was_taken_and_often_enough():
-    credits = []
-    follower = Follower("t", lambda piece: None, credits.append)
+    given = []
+    follower = Follower("t", lambda piece: None, given.append)
     for _ in range(10):
         follower.put(Stream("stdout", b"x" * (WINDOW // 8)))
     follower.end(lambda: None)
     follower.join()
-    assert sum(credits) == 10 * (WINDOW // 8)
-    assert all(credit >= WINDOW // 4 for credit in credits)
+    assert sum(given) == 10 * (WINDOW // 8)
+    assert all(credit >= WINDOW // 4 for credit in given)
 
 
 def test_what_a_callback_raises_is_logged_once_and_it_is_called_again(caplog):

@@ -22,14 +22,14 @@ limits = st.none() | st.integers(0, 40)
 def chunked(data):
     """Some way of cutting these bytes into chunks, empty ones among them."""
     cuts = st.lists(st.integers(0, len(data)), max_size=12).map(sorted)
-    return cuts.map(lambda at: [data[a:b] for a, b in zip([0, *at], [*at, len(data)])])
+    return cuts.map(lambda at: [data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True)])
 
 
 def ways(data):
     """Every way of cutting these few bytes into chunks."""
     for count in range(len(data) + 1):
         for at in itertools.combinations(range(1, len(data)), count):
-            yield [data[a:b] for a, b in zip([0, *at], [*at, len(data)])]
+            yield [data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True)]
 
 
 def bounded(chunks, limit):

@@ -103,14 +103,21 @@ def test_what_came_before_the_end_is_given_before_the_end_is_told(fake, stream):
 
 
 def test_a_close_frame_ends_the_stream_with_its_reason(fake, stream):
-    fake.sock.sendall(fake.frame(Closed(1, "a")) + websocket_frame(8, (1002).to_bytes(2, "big") + b"no good"))
+    fake.sock.sendall(
+        fake.frame(Closed(1, "a")) + websocket_frame(8, (1002).to_bytes(2, "big") + b"no good")
+    )
     assert drained(stream, 1) == [Closed(1, "a")]
     with pytest.raises(StreamLost, match="no good"):
         stream.drain()
 
 
 @pytest.mark.parametrize(
-    "raw", [websocket_frame(1, b"text"), websocket_frame(2, b"\xc1"), websocket_frame(2, b"\x93\x05\x00\x90")]
+    "raw",
+    [
+        websocket_frame(1, b"text"),
+        websocket_frame(2, b"\xc1"),
+        websocket_frame(2, b"\x93\x05\x00\x90"),
+    ],
 )
 def test_what_is_no_pool_stream_is_a_protocol_error(fake, stream, raw):
     fake.sock.sendall(raw)

@@ -225,7 +225,9 @@ def test_a_record_holds_no_more_than_its_limit_of_each_stream(pieces, limit):
         record.add(Stream(stream, data))
     record.add(Result())
     for stream in (OUT, ERR):
-        kept = sum(len(o.data) for o in record.said[:-1] if o.stream == stream and type(o) is Stream)
+        kept = sum(
+            len(o.data) for o in record.said[:-1] if o.stream == stream and type(o) is Stream
+        )
         cut = sum(o.bytes for o in record.said[:-1] if o.stream == stream and type(o) is Cut)
         assert kept <= limit
         assert kept + cut == sum(len(data) for s, data in pieces if s == stream)
@@ -285,7 +287,10 @@ def test_a_plain_value_is_itself():
     [
         (Result(), None),
         (Result(values.encode(None), None, None), None),
-        (Result(None, "<object object at 0x7f>", "object"), Opaque("<object object at 0x7f>", "object")),
+        (
+            Result(None, "<object object at 0x7f>", "object"),
+            Opaque("<object object at 0x7f>", "object"),
+        ),
         (Result(None, None, "object"), Opaque("", "object")),
         (Result(None, "text without a type", None), None),
     ],

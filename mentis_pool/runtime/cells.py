@@ -21,10 +21,10 @@ import threading
 import traceback
 import types
 import warnings
+from _sitebuiltins import Quitter
 from collections.abc import Callable
 from typing import Any
 
-from _sitebuiltins import Quitter
 from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
@@ -49,14 +49,14 @@ _FIRST_WORD = re.compile(r"\w+")
 Show = Callable[[Display | Cut], None]
 
 
-class _Compiler(CachingCompiler):
+class _Compiler(CachingCompiler):  # type: ignore[misc]
     """Names a cell ``<cell 1>`` in tracebacks, as a person counts them."""
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
         return f"<cell {number}>"
 
 
-class _Hook(DisplayHook):
+class _Hook(DisplayHook):  # type: ignore[misc]
     """Keeps the last expression's value instead of printing it."""
 
     value: Any = None
@@ -72,7 +72,7 @@ class _Hook(DisplayHook):
         self.value = result
 
 
-class _Publisher(DisplayPublisher):
+class _Publisher(DisplayPublisher):  # type: ignore[misc]
     """Hands what is displayed to the shell's ``show``."""
 
     def publish(
@@ -84,11 +84,14 @@ class _Publisher(DisplayPublisher):
         update: bool = False,
         **_: Any,
     ) -> None:
-        shown = _bundle(data)
-        if isinstance(shown, Bundle):
-            display_id = (transient or {}).get("display_id")
-            shown = Display(shown, str(display_id) if display_id is not None else None, update)
-        self.shell.show(shown)
+        bundle = _bundle(data)
+        if isinstance(bundle, Cut):
+            self.shell.show(bundle)
+            return
+        display_id = (transient or {}).get("display_id")
+        self.shell.show(
+            Display(bundle, str(display_id) if display_id is not None else None, update)
+        )
 
     def clear_output(self, wait: bool = False) -> None:
         """There is no screen here to be cleared."""
@@ -309,18 +312,20 @@ class CellRun:
     def _forms(self, value: Any) -> tuple[str, Bundle | None]:
         """The value's text, and its bundle when that has more than text."""
         if type(value) in _PLAIN:
-            return _short(printable(self._shell.display_formatter.formatters["text/plain"](value))), None
+            return _short(
+                printable(self._shell.display_formatter.formatters["text/plain"](value))
+            ), None
         data, _ = self._shell.display_formatter.format(value)
         text = data.get("text/plain")
         if not isinstance(text, str):
             text = f"<{_type_name(value)}: its repr raised an exception>"
+        shown = _short(printable(text))
         bundle = _bundle(data)
         if isinstance(bundle, Cut):
             self._show(bundle)
-            bundle = None
-        elif set(bundle.texts) | set(bundle.blobs) <= {"text/plain"}:
-            bundle = None
-        return _short(printable(text)), bundle
+            return shown, None
+        rich = set(bundle.texts) | set(bundle.blobs) > {"text/plain"}
+        return shown, bundle if rich else None
 
     def _displayed(self, value: Any) -> Display | Cut:
         text, rich = self._forms(value)

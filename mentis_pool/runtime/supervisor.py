@@ -201,7 +201,7 @@ class Sandbox:
                 fcntl.fcntl(writer, 1031, _CHUNK)  # F_SETPIPE_SZ (fcntl(2), Linux): fewer wake-ups
             except OSError:
                 pass
-            self._pipes[name] = reader  # type: ignore[index]
+            self._pipes[name] = reader
             writers.append(writer)
         try:
             self._supervisor.fork_init(self._directory, [theirs.fileno(), *writers])
@@ -326,7 +326,9 @@ class Sandbox:
         if reason == END_OF_FILE:
             # Most often it died, and the init will say how in a moment.
             worker.said = None
-            closed = Error("protocol", "the cell closed the connection of its process to the runtime")
+            closed = Error(
+                "protocol", "the cell closed the connection of its process to the runtime"
+            )
             self._set_timer(LAST_BREATH, lambda: self._kill(closed))
         else:
             self._kill(Error("protocol", reason))
@@ -467,9 +469,7 @@ class Supervisor:
         lost: called once, with the reason, when the zygote is gone.
     """
 
-    def __init__(
-        self, zygote: socket.socket, directory: str, lost: Callable[[str], None]
-    ) -> None:
+    def __init__(self, zygote: socket.socket, directory: str, lost: Callable[[str], None]) -> None:
         self.directory = directory
         self.ready = asyncio.Event()
         self._lost = lost

@@ -24,17 +24,17 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 # ── supervisor to zygote, with three descriptors: init's socket, stdout, stderr ──
 
 
-class NewSandbox(_Message, tag=0):
+class NewSandbox(_Message, tag=0, frozen=True):
     """Fork the init of a sandbox; its files go below this directory."""
 
     directory: str
 
 
-class Ready(_Message, tag=1):
+class Ready(_Message, tag=1, frozen=True):
     """The zygote is warm."""
 
 
-class Failed(_Message, tag=2):
+class Failed(_Message, tag=2, frozen=True):
     """The zygote cannot work; why, in words for the user."""
 
     message: str
@@ -43,30 +43,30 @@ class Failed(_Message, tag=2):
 # ── supervisor to init, and back ────────────────────────────────────────────
 
 
-class Fork(_Message, tag=10):
+class Fork(_Message, tag=10, frozen=True):
     """Fork a worker."""
 
 
-class Retire(_Message, tag=11):
+class Retire(_Message, tag=11, frozen=True):
     """Kill this worker and everything else but the youngest worker; empty the directories."""
 
     pid: int
 
 
-class Signal(_Message, tag=12):
+class Signal(_Message, tag=12, frozen=True):
     """Send a signal to this worker."""
 
     pid: int
     signal: int
 
 
-class Forked(_Message, tag=20):
+class Forked(_Message, tag=20, frozen=True):
     """A worker is there; the descriptor sent along is the other end of its socket."""
 
     pid: int
 
 
-class Died(_Message, tag=21):
+class Died(_Message, tag=21, frozen=True):
     """A worker ended; ``status`` as ``os.wait`` gives it, its use of CPU and memory."""
 
     pid: int
@@ -75,7 +75,7 @@ class Died(_Message, tag=21):
     peak_memory: int
 
 
-class Retired(_Message, tag=22):
+class Retired(_Message, tag=22, frozen=True):
     """Nothing is left of this worker."""
 
     pid: int
@@ -84,7 +84,7 @@ class Retired(_Message, tag=22):
 # ── supervisor to worker; what a worker says are observations ───────────────
 
 
-class RunCells(_Message, tag=30):
+class RunCells(_Message, tag=30, frozen=True):
     """As in `mentis_pool.pool_stream.Run`."""
 
     sources: list[bytes]

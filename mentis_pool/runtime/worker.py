@@ -102,8 +102,9 @@ class Worker:
         signal.signal(signal.SIGINT, self._interrupt)
         for fd, number in zip(self._out, (1, 2), strict=True):
             os.dup2(fd, number)
-        self._stdout = sys.stdout = sys.__stdout__ = _writer(1)
-        self._stderr = sys.stderr = sys.__stderr__ = _writer(2)
+        self._stdout, self._stderr = _writer(1), _writer(2)
+        vars(sys).update(stdout=self._stdout, __stdout__=self._stdout)
+        vars(sys).update(stderr=self._stderr, __stderr__=self._stderr)
         sys.argv = [""]
         self._shell.clear()
 
@@ -118,9 +119,8 @@ class Worker:
             os.lseek(fd, 0, os.SEEK_SET)
         os.dup2(fd, 0)
         os.close(fd)
-        sys.stdin = sys.__stdin__ = open(  # noqa: SIM115 - as long-lived as the process
-            0, encoding="utf-8", errors="surrogatepass", closefd=False
-        )
+        stdin = open(0, encoding="utf-8", errors="surrogatepass", closefd=False)
+        vars(sys).update(stdin=stdin, __stdin__=stdin)
 
     def _execute(self, command: wire.RunCells) -> Result | Error:
         run = CellRun(self._shell, self._show)
@@ -149,7 +149,7 @@ class Worker:
         for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
             try:
                 stream.flush()
-            except Exception:  # noqa: BLE001, S112 - closed, or replaced by anything
+            except Exception:  # noqa: BLE001 - closed, or replaced by anything
                 continue
         posix.flush_stdio()
 
@@ -193,5 +193,3 @@ def _peak() -> int:
     except (OSError, ValueError):
         pass
     return maxrss_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-

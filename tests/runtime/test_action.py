@@ -46,7 +46,9 @@ def text_display(text, **given):
 
 def size(bundle):
     """Bytes of what a display shows."""
-    return sum(len(t.encode()) for t in bundle.texts.values()) + sum(map(len, bundle.blobs.values()))
+    return sum(len(t.encode()) for t in bundle.texts.values()) + sum(
+        map(len, bundle.blobs.values())
+    )
 
 
 def test_it_starts_at_the_time_of_the_wall_clock():

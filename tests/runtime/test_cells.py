@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import subprocess
 import sys
 import textwrap
@@ -254,7 +252,18 @@ def test_the_short_way_is_taken_for_python_and_not_for_more():
     import json
 
     plain = ["1 + 1", "x = 1\nls", "print('hi')", "def f():\n    return 1"]
-    other = ["ls", "ls -l", "!ls", "%pwd", "x = !ls", "await f()", "x?", "In [1]: x = 1", "x = ", "pwd"]
+    other = [
+        "ls",
+        "ls -l",
+        "!ls",
+        "%pwd",
+        "x = !ls",
+        "await f()",
+        "x?",
+        "In [1]: x = 1",
+        "x = ",
+        "pwd",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", script, json.dumps(sys.path)],
         input=json.dumps(plain + other), capture_output=True, text=True, check=True,
@@ -267,9 +276,9 @@ def test_the_short_way_is_taken_for_python_and_not_for_more():
 
 
 def test_a_bundle_holds_text_and_bytes():
-    assert cells._bundle({"text/plain": "a\ud800", "image/png": "iVBORw0=", "image/svg+xml": "<svg/>"}) == Bundle(
-        {"text/plain": "a\\ud800", "image/svg+xml": "<svg/>"}, {"image/png": b"\x89PNG\r"}
-    )
+    assert cells._bundle(
+        {"text/plain": "a\ud800", "image/png": "iVBORw0=", "image/svg+xml": "<svg/>"}
+    ) == Bundle({"text/plain": "a\\ud800", "image/svg+xml": "<svg/>"}, {"image/png": b"\x89PNG\r"})
     assert cells._bundle({"image/png": b"x", "application/json": {"a": 1}}) == Bundle(
         {"application/json": '{"a": 1}'}, {"image/png": b"x"}
     )
@@ -286,5 +295,3 @@ def test_a_failure_is_text_whatever_the_exception_does():
     failure = cells.failure_of(Bad())
     assert failure.name == "Bad"
     assert "cannot be had" in failure.value
-
-

@@ -31,7 +31,11 @@ def mode(path):
 
 
 def tree(directory):
-    return sorted(os.path.relpath(os.path.join(d, n), directory) for d, ds, fs in os.walk(directory) for n in ds + fs)
+    return sorted(
+        os.path.relpath(os.path.join(d, n), directory)
+        for d, ds, fs in os.walk(directory)
+        for n in ds + fs
+    )
 
 
 @pytest.fixture

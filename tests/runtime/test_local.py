@@ -81,7 +81,11 @@ def test_a_directory_that_cannot_be_made_is_named(monkeypatch):
 
 def test_only_old_directories_of_the_dead_are_swept(own_temp):
     hour_ago = time.time() - 3600
-    for name in (f"mentis-pool-{os.getuid()}-dead", f"mentis-pool-{os.getuid()}-young", "something-else"):
+    for name in (
+        f"mentis-pool-{os.getuid()}-dead",
+        f"mentis-pool-{os.getuid()}-young",
+        "something-else",
+    ):
         os.makedirs(os.path.join(own_temp, name, "s-1", "work"))
         open(os.path.join(own_temp, name, "lock"), "w").close()
         if "young" not in name:

@@ -120,7 +120,9 @@ def test_no_process_or_thread_of_a_cell_outlives_it(single):
 
 
 def test_output_of_what_outlives_a_cell_goes_nowhere(single):
-    single.submit("import subprocess; subprocess.Popen('while true; do echo late; done', shell=True)").result()
+    single.submit(
+        "import subprocess; subprocess.Popen('while true; do echo late; done', shell=True)"
+    ).result()
     assert single.submit("import time; time.sleep(0.05); 1").result().stdout == ""
 
 
@@ -166,9 +168,11 @@ def test_whatever_does_not_end_is_ended_in_time(state, what, request):
 
 
 def test_a_cell_may_clean_up_when_it_is_interrupted(single):
-    error = single.options(timeout=0.2).submit(
-        "import time\ntry:\n    time.sleep(100)\nfinally:\n    print('cleaned up')"
-    ).exception()
+    error = (
+        single.options(timeout=0.2)
+        .submit("import time\ntry:\n    time.sleep(100)\nfinally:\n    print('cleaned up')")
+        .exception()
+    )
     assert isinstance(error, CellTimeout)
     assert error.result.stdout == "cleaned up\n"
 
@@ -201,8 +205,10 @@ def test_output_is_bounded_to_its_beginning_and_end_with_the_exact_number():
         assert (exact.stdout, exact.stdout_cut) == ("x" * 999 + "\n", 0)
         wide = executor.submit("print('€' * 1000)").result()
         assert "\udce2" not in wide.stdout
-        assert 3001 == wide.stdout_cut + len(
-            wide.stdout.replace(f"\n[… {wide.stdout_cut} bytes cut …]\n", "").encode()
+        assert (
+            wide.stdout_cut
+            + len(wide.stdout.replace(f"\n[… {wide.stdout_cut} bytes cut …]\n", "").encode())
+            == 3001
         )
     with SandboxExecutor(max_workers=1, max_output=0) as executor:
         result = executor.submit("print('x' * 100)\n5").result()
@@ -281,7 +287,9 @@ def test_a_callback_that_raises_is_logged_and_harms_nothing(executor, caplog):
     def raising(piece):
         raise RuntimeError("of the callback")
 
-    result = executor.options(on_output=raising, task_id="loud").submit("print(1)\nprint(2)").result()
+    result = (
+        executor.options(on_output=raising, task_id="loud").submit("print(1)\nprint(2)").result()
+    )
     assert result.stdout == "1\n2\n"
     [record] = [r for r in caplog.records if getattr(r, "event", "") == "on_output_raised"]
     assert record.fields["task_id"] == "loud"

@@ -89,7 +89,9 @@ def test_a_worker_that_is_killed_names_the_signal(executor, cell, number, name):
 
 def test_only_the_cell_that_died_fails(executor):
     futures = [
-        executor.submit("import os; os._exit(1)" if i % 3 == 0 else f"import time; time.sleep(0.01); {i}")
+        executor.submit(
+            "import os; os._exit(1)" if i % 3 == 0 else f"import time; time.sleep(0.01); {i}"
+        )
         for i in range(30)
     ]
     for i, future in enumerate(futures):
@@ -102,7 +104,9 @@ def test_only_the_cell_that_died_fails(executor):
 @pytest.mark.parametrize("state", ["executor", "reuse"])
 def test_a_cell_that_closes_or_fills_every_descriptor_fails_alone(state, request):
     executor = request.getfixturevalue(state)
-    assert isinstance(executor.submit("import os\nos.closerange(0, 5000)").exception(), SandboxError)
+    assert isinstance(
+        executor.submit("import os\nos.closerange(0, 5000)").exception(), SandboxError
+    )
     error = executor.submit("import os, time\nos.closerange(0, 5000)\ntime.sleep(30)").exception()
     assert isinstance(error, SandboxError)
     assert "closed the connection" in str(error)
