@@ -16,22 +16,30 @@ from mentis_pool._version import __version__
 
 if TYPE_CHECKING:
     from mentis_pool.errors import (
-        BrokenSandboxPool,
-        CellError,
-        CellTimeout,
-        MentisPoolError,
-        OutcomeUnknown,
-        PayloadError,
-        ProtocolError,
-        RuntimeRejected,
-        RuntimeUnavailable,
-        SandboxDied,
-        SandboxError,
+        BrokenSandboxPool as BrokenSandboxPool,
+        CellError as CellError,
+        CellTimeout as CellTimeout,
+        MentisPoolError as MentisPoolError,
+        OutcomeUnknown as OutcomeUnknown,
+        PayloadError as PayloadError,
+        ProtocolError as ProtocolError,
+        RuntimeRejected as RuntimeRejected,
+        RuntimeUnavailable as RuntimeUnavailable,
+        SandboxDied as SandboxDied,
+        SandboxError as SandboxError,
     )
-    from mentis_pool.executor import SandboxExecutor
-    from mentis_pool.future import CellFuture
-    from mentis_pool.observations import Cut, Display, End, Error, Result, Start, Stream
-    from mentis_pool.results import CellResult, Opaque, Usage
+    from mentis_pool.executor import SandboxExecutor as SandboxExecutor
+    from mentis_pool.future import CellFuture as CellFuture
+    from mentis_pool.observations import (
+        Cut as Cut,
+        Display as Display,
+        End as End,
+        Error as Error,
+        Result as Result,
+        Start as Start,
+        Stream as Stream,
+    )
+    from mentis_pool.results import CellResult as CellResult, Opaque as Opaque, Usage as Usage
 
 _HOME = {
     **dict.fromkeys(

@@ -226,7 +226,7 @@ class Engine:
             sources=task.sources,
             variables=task.variables,
             stdin=None if settings.stdin is None else to_bytes(settings.stdin),
-            argv=None if settings.argv is None else list(settings.argv),
+            argv=None if settings.argv is None else [to_bytes(arg) for arg in settings.argv],
             timeout=settings.timeout,
             max_output=task.max_output,
             window=None if settings.on_output is None else WINDOW,

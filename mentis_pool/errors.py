@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import builtins
 from concurrent.futures import BrokenExecutor
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from mentis_pool.results import CellResult
@@ -42,7 +42,10 @@ class MentisPoolError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         state = dict(self.__dict__)
         if isinstance(self, CellError):
+            # ImportError, NameError and others keep `name` outside the instance's dict.
             state["name"] = self.name
+        if isinstance(self, SyntaxError):
+            state["msg"] = self.msg
         result = state.pop("result", None)
         if result is not None:
             # Error and result point at each other: the copy is joined again in `_rebuild`.
@@ -59,13 +62,10 @@ def _plain_class(cls: type[MentisPoolError]) -> type[MentisPoolError] | str:
 def _rebuild(
     cls: type[MentisPoolError] | str, args: tuple[Any, ...], state: dict[str, Any]
 ) -> MentisPoolError:
-    made = cell_error_class(cls) if isinstance(cls, str) else cls
-    error = made.__new__(made)
+    error = _new(cell_error_class(cls) if isinstance(cls, str) else cls)
     error.args = args
-    error.__dict__.update({k: v for k, v in state.items() if k not in ("name", "result")})
-    if "name" in state:
-        # ImportError, NameError and others keep `name` outside the instance's dict.
-        error.name = state["name"]  # type: ignore[attr-defined]
+    for name in state.keys() - {"result"}:
+        setattr(error, name, state[name])
     result = state.get("result")
     if result is not None:
         error.result = result.with_error(error)
@@ -100,21 +100,35 @@ class CellError(MentisPoolError):
 
 def cell_error(name: str, value: str, traceback: str) -> CellError:
     """Make the `CellError` for an exception called ``name`` in the cell."""
-    cls = cell_error_class(name)
-    # The builtin's constructor is not called: its arguments are not known here,
-    # and several (UnicodeDecodeError, …) insist on theirs.
-    error = cls.__new__(cls)
+    error = _new(cell_error_class(name))
     error.args = (name, value)
-    error.__dict__.update(value=value, traceback=traceback)
-    error.name = name
+    error.name, error.value, error.traceback = name, value, traceback
+    if isinstance(error, SyntaxError):
+        # What Python prints of an uncaught one.
+        error.msg = value
     return error
+
+
+E = TypeVar("E", bound=MentisPoolError)
+
+
+def _new(cls: type[E]) -> E:
+    """An instance, without the constructor of a builtin.
+
+    Its arguments are not known here, and several (UnicodeDecodeError, …) insist
+    on theirs.
+    """
+    try:
+        return cls.__new__(cls)
+    except TypeError:
+        # MemoryError's own __new__ is for itself only.
+        return BaseException.__new__(cls)
 
 
 # These mean something to whoever waits for a future.
 _PLAIN = ("StopIteration", "ExceptionGroup", "BaseExceptionGroup")
 
 
-@lru_cache(maxsize=256)
 def cell_error_class(name: str) -> type[CellError]:
     """`CellError`, or its subclass that is also the builtin exception ``name``."""
     builtin = getattr(builtins, name, None)
@@ -125,6 +139,11 @@ def cell_error_class(name: str) -> type[CellError]:
         or builtin is Exception
     ):
         return CellError
+    return _class_for(builtin)  # type: ignore[arg-type]
+
+
+@cache
+def _class_for(builtin: type[Exception]) -> type[CellError]:
     return type("CellError", (CellError, builtin), {"_made_for": builtin.__name__})
 
 

@@ -59,6 +59,12 @@ class Bundle(msgspec.Struct, frozen=True, array_like=True):
     texts: dict[str, str]
     blobs: dict[str, bytes] = {}
 
+    @property
+    def size(self) -> int:
+        """Bytes of what it shows."""
+        texts = sum(len(t) if t.isascii() else len(t.encode()) for t in self.texts.values())
+        return texts + sum(map(len, self.blobs.values()))
+
 
 class Display(_Observation, tag=3, frozen=True):
     """Something shown; an ``update`` stands for what was shown with the same ``display_id``."""

@@ -41,6 +41,8 @@ class StreamBound:
         else:
             border = whole_characters(data[: self._head_left])
             self._begun = b""
+            # What a broken character leaves of the first half, the second may have.
+            self._tail_limit += self._head_left - border
             self._head_left = 0
             self._hold(data[border:])
         return [Stream(self._stream, data[:border])] if border else []

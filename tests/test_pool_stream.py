@@ -144,7 +144,7 @@ def test_output_may_be_of_any_size(size):
 
 def test_the_name_of_a_script_may_be_no_utf8():
     # sys.argv holds the bytes of a file's name that are no UTF-8 as lone surrogates.
-    run = msgspec.structs.replace(RUN, argv=["caf\udce9.py"])
+    run = msgspec.structs.replace(RUN, argv=[b"caf\xe9.py"])
     assert commands().messages(Sender().frame([run], 0)) == [run]
 
 

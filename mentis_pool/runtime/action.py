@@ -41,6 +41,7 @@ class Action:
         }
         self._unconfirmed = 0
         self._displays_left = DISPLAY_LIMIT if run.max_output is None else run.max_output
+        self._least_cost = min(256, self._displays_left // 8)
         self._displays_cut = 0
 
     def begin(self, now: float, wall: float) -> list[Observation]:
@@ -67,12 +68,13 @@ class Action:
         if isinstance(shown, Cut):
             self._displays_cut += shown.bytes
             return []
-        texts, blobs = shown.bundle.texts, shown.bundle.blobs
-        size = sum(map(len, texts.values())) + sum(map(len, blobs.values()))
-        if size > self._displays_left:
+        size = shown.bundle.size
+        # One without content costs its reader memory as well.
+        cost = max(size, self._least_cost)
+        if cost > self._displays_left:
             self._displays_cut += size
             return []
-        self._displays_left -= size
+        self._displays_left -= cost
         return [shown]
 
     def finish(self, said: Result | Error, used: End, now: float) -> list[Observation]:

@@ -384,10 +384,8 @@ def _bundle(data: dict[str, Any]) -> Bundle | Cut:
                 texts[str(mime)] = json.dumps(form)
             except (TypeError, ValueError, RecursionError):
                 texts[str(mime)] = printable(str(form))
-    size = sum(map(len, texts.values())) + sum(map(len, blobs.values()))
-    if size > MAX_BUNDLE:
-        return Cut("displays", size)
-    return Bundle(texts, blobs)
+    bundle = Bundle(texts, blobs)
+    return bundle if bundle.size <= MAX_BUNDLE else Cut("displays", bundle.size)
 
 
 # Where some libraries give base64 text and others bytes.

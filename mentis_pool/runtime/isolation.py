@@ -70,6 +70,9 @@ def empty(directory: str) -> None:
     Raises:
         OSError: something cannot be removed.
     """
+    for name in os.listdir(directory):
+        if name not in _DIRECTORIES:
+            remove(os.path.join(directory, name))
     for name in _DIRECTORIES:
         path = os.path.join(directory, name)
         if _is_directory(path) and not os.listdir(path):
@@ -85,7 +88,7 @@ def remove(path: str) -> None:
         OSError: something is left.
     """
     try:
-        if _is_directory(path):
+        if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         elif os.path.lexists(path):
             os.unlink(path)
@@ -99,9 +102,9 @@ def remove(path: str) -> None:
 
 
 def _is_directory(path: str) -> bool:
-    """Not a link to one: what a cell puts in the place of its directory is not followed."""
+    """One as it was made, not a link to one: what a cell puts in its place is not followed."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return False
-    return stat.S_ISDIR(mode) and mode & 0o700 == 0o700
+    return stat.S_ISDIR(mode) and stat.S_IMODE(mode) == 0o700

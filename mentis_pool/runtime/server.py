@@ -149,9 +149,7 @@ class Session:
 def _size(observation: Observation) -> int:
     if isinstance(observation, Stream):
         return len(observation.data)
-    if isinstance(observation, Display):
-        return sum(map(len, observation.bundle.blobs.values()))
-    return 0
+    return observation.bundle.size if isinstance(observation, Display) else 0
 
 
 def _some(batch: list[Event]) -> tuple[list[Event], list[Event], int]:

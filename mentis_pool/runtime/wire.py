@@ -90,7 +90,7 @@ class RunCells(_Message, tag=30, frozen=True):
     sources: list[bytes]
     variables: dict[str, bytes]
     stdin: bytes | None
-    argv: list[str] | None
+    argv: list[bytes] | None
 
 
 FromZygote = Ready | Failed
@@ -139,7 +139,7 @@ class Unpacker(Generic[M]):
             at += 4 + size
             try:
                 messages.append(self._decoder.decode(body))
-            except (msgspec.MsgspecError, RecursionError) as exc:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
                 raise ProtocolError(f"not a message: {exc}", body) from exc
         del pending[:at]
         return messages

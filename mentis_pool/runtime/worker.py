@@ -136,7 +136,7 @@ class Worker:
                     f"{text.name}: {text.value}",
                 )
         if command.argv is not None:
-            return run.script(sources[0], command.argv)
+            return run.script(sources[0], [to_text(arg) for arg in command.argv])
         return run.cells(sources)
 
     def _show(self, shown: Display | Cut) -> None:
