@@ -17,29 +17,63 @@ from mentis_pool._version import __version__
 if TYPE_CHECKING:
     from mentis_pool.errors import (
         BrokenSandboxPool as BrokenSandboxPool,
+    )
+    from mentis_pool.errors import (
         CellError as CellError,
+    )
+    from mentis_pool.errors import (
         CellTimeout as CellTimeout,
+    )
+    from mentis_pool.errors import (
         MentisPoolError as MentisPoolError,
+    )
+    from mentis_pool.errors import (
         OutcomeUnknown as OutcomeUnknown,
+    )
+    from mentis_pool.errors import (
         PayloadError as PayloadError,
+    )
+    from mentis_pool.errors import (
         ProtocolError as ProtocolError,
+    )
+    from mentis_pool.errors import (
         RuntimeRejected as RuntimeRejected,
+    )
+    from mentis_pool.errors import (
         RuntimeUnavailable as RuntimeUnavailable,
+    )
+    from mentis_pool.errors import (
         SandboxDied as SandboxDied,
+    )
+    from mentis_pool.errors import (
         SandboxError as SandboxError,
     )
     from mentis_pool.executor import SandboxExecutor as SandboxExecutor
     from mentis_pool.future import CellFuture as CellFuture
     from mentis_pool.observations import (
         Cut as Cut,
+    )
+    from mentis_pool.observations import (
         Display as Display,
+    )
+    from mentis_pool.observations import (
         End as End,
+    )
+    from mentis_pool.observations import (
         Error as Error,
+    )
+    from mentis_pool.observations import (
         Result as Result,
+    )
+    from mentis_pool.observations import (
         Start as Start,
+    )
+    from mentis_pool.observations import (
         Stream as Stream,
     )
-    from mentis_pool.results import CellResult as CellResult, Opaque as Opaque, Usage as Usage
+    from mentis_pool.results import CellResult as CellResult
+    from mentis_pool.results import Opaque as Opaque
+    from mentis_pool.results import Usage as Usage
 
 _HOME = {
     **dict.fromkeys(

@@ -36,6 +36,7 @@ from mentis_pool.follower import WINDOW, Follower
 from mentis_pool.observations import Cut, Observation, Stream
 from mentis_pool.pool import (
     Cancel,
+    Cancelled,
     Connect,
     OpenSandbox,
     Order,
@@ -51,7 +52,7 @@ from mentis_pool.pool_stream import State as SandboxState
 from mentis_pool.results import CellResult
 from mentis_pool.runtime.local import LocalRuntime
 from mentis_pool.stream import PoolStream, StreamLost
-from mentis_pool.task import Task, outcome
+from mentis_pool.task import State, Task, outcome
 from mentis_pool.text import to_bytes
 
 START_TIMEOUT = 60.0
@@ -107,6 +108,7 @@ class Engine:
         self._ending = threading.Event()
         self._abandoned = False
         self._fault: BaseException | None = None
+        self._broken: BrokenSandboxPool | None = None
         self._dispatcher: Dispatcher | None = None
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._pid = os.getpid()
@@ -118,6 +120,7 @@ class Engine:
         """Take a task; its future is settled, whatever happens.
 
         Raises:
+            BrokenSandboxPool: the executor broke.
             RuntimeError: after `shutdown`, at the interpreter's exit, or in a
                 forked child.
         """
@@ -126,6 +129,8 @@ class Engine:
                 "this SandboxExecutor belongs to the parent process: make a new one after fork()"
             )
         with self._lock:
+            if self._broken is not None:
+                raise _copy(self._broken)
             if self._pool.closing:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if self._dispatcher is None:
@@ -195,6 +200,8 @@ class Engine:
                 self._log("warning", "task_retried", order.task, reason=order.reason)
             elif isinstance(order, Cancel):
                 self._cancel(order.task)
+            elif isinstance(order, Cancelled):
+                self._log("info", "task_cancelled", order.task)
             elif isinstance(order, Stop):
                 self._ending.set()
                 if self._dispatcher is not None:
@@ -202,27 +209,20 @@ class Engine:
 
     def _send(self, order: Send) -> None:
         task = order.task
-        future = task.future
-        if task.attempt == 1:
-            if not future.set_running_or_notify_cancel():
-                self._log("info", "task_cancelled", task)
-                self._decide(self._pool.cancelled, task)
-                return
-            if task.settings.on_output is not None:
-                follower = Follower(
-                    task.key, task.settings.on_output, lambda count: self._credit(task, count)
-                )
-                self._threads.add(follower.thread)
-                self._followers[task] = follower
-        connection = self._connection
-        if connection is not None:
-            session = connection.stream.welcome.session
-            future.action_id = f"{session}-{task.action}"
-            future.sandbox_id = f"{session}-s{task.sandbox}"
         settings = task.settings
+        with self._lock:
+            # It may have been lost meanwhile, and sent again by another thread, or settled.
+            if task.action != order.action or task.state is State.ENDED:
+                return
+            if self._connection is not None:
+                session = self._connection.stream.welcome.session
+                task.future.action_id = f"{session}-{order.action}"
+                task.future.sandbox_id = f"{session}-s{order.sandbox}"
+            if settings.on_output is not None and task not in self._followers:
+                self._followers[task] = self._follow(task, settings.on_output)
         run = Run(
-            action=task.action,
-            sandbox=task.sandbox,
+            action=order.action,
+            sandbox=order.sandbox,
             sources=task.sources,
             variables=task.variables,
             stdin=None if settings.stdin is None else to_bytes(settings.stdin),
@@ -232,6 +232,11 @@ class Engine:
             window=None if settings.on_output is None else WINDOW,
         )
         self._post([run], order.connection)
+
+    def _follow(self, task: Task, on_output: Callable[[Stream], object]) -> Follower:
+        follower = Follower(task.key, on_output, lambda count: self._credit(task, count))
+        self._threads.add(follower.thread)
+        return follower
 
     def _credit(self, task: Task, count: int) -> None:
         self._post([Credit(task.action, count)], self._generation)
@@ -431,8 +436,8 @@ class Engine:
             else:
                 future.set_exception(failure)
         except InvalidStateError:
-            # Cancelled while it waited for a runtime that cannot be had: tell its waiters.
-            future.set_running_or_notify_cancel()
+            # Somebody else set it: their outcome stays.
+            pass
         finally:
             task.future = None
             self._followers.pop(task, None)
@@ -475,6 +480,7 @@ class Engine:
         if broken is not None:
             error = BrokenSandboxPool(f"the executor broke: {type(broken).__name__}: {broken}")
             error.__cause__ = broken
+            self._broken = error
             self._decide(self._pool.fail, error, time.monotonic())
         self._ending.set()
         if self._keeper is not None:

@@ -6,6 +6,7 @@ the engine's lock held and returns the orders to carry out once it is released.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 from collections import deque
@@ -31,9 +32,11 @@ class OpenSandbox:
 
 @dataclasses.dataclass(frozen=True)
 class Send:
-    """Send the task to its sandbox, unless it was cancelled: then say so (`Pool.cancelled`)."""
+    """Send the task to this sandbox, under this action's number."""
 
     task: Task
+    action: int
+    sandbox: int
     connection: int
 
 
@@ -68,11 +71,18 @@ class Cancel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cancelled:
+    """The task's user cancelled it before it was sent; its waiters were told."""
+
+    task: Task
+
+
+@dataclasses.dataclass(frozen=True)
 class Stop:
     """Nothing is left to do, and nothing more will come."""
 
 
-Order = Connect | OpenSandbox | Send | Started | Retried | Settle | Cancel | Stop
+Order = Connect | OpenSandbox | Send | Started | Retried | Settle | Cancel | Cancelled | Stop
 
 
 class Pool:
@@ -92,6 +102,7 @@ class Pool:
         self._idle: deque[int] = deque()
         self._busy: dict[int, Task] = {}
         """Tasks by sandbox."""
+        self._numbers = itertools.count(1)
         self._sandboxes = itertools.count(1)
         self._actions = itertools.count(1)
         self._connection = 0
@@ -107,7 +118,10 @@ class Pool:
         return self._closing
 
     def add(self, task: Task) -> list[Order]:
-        """A new task."""
+        """A new task; one that comes after `shutdown` is cancelled."""
+        if self._closing:
+            return [Cancel(task)]
+        task.number = next(self._numbers)
         self._queue.append(task)
         return self._go_on()
 
@@ -127,18 +141,12 @@ class Pool:
         """The runtime is lost, with all sandboxes and what ran in them."""
         self._connected = False
         self._failures += 1
-        sandboxes = [*self._idle, *self._busy]
-        # The oldest goes to the front of the queue last, so that it is first there.
         orders = [
             order
-            for sandbox in sorted(sandboxes, key=self._age, reverse=True)
+            for sandbox in [*self._idle, *self._busy]
             for order in self._lose(sandbox, reason, now)
         ]
         return [*orders, *self._go_on()]
-
-    def _age(self, sandbox: int) -> int:
-        task = self._busy.get(sandbox)
-        return task.action if task is not None else 0
 
     def closed(self, sandbox: int, reason: str, now: float) -> list[Order]:
         """A sandbox is lost."""
@@ -162,19 +170,13 @@ class Pool:
         """The task that has this action, while it runs."""
         return self._running.get(action)
 
-    def cancelled(self, task: Task) -> list[Order]:
-        """The task was cancelled before it was sent."""
-        task.state = State.ENDED
-        self._free(task)
-        return self._go_on()
-
     def shutdown(self, cancel: bool) -> list[Order]:
-        """Take no more tasks; with ``cancel`` those that wait are not run either."""
+        """Take no more tasks; with ``cancel`` those that were never sent are not run either."""
         self._closing = True
         orders: list[Order] = []
         if cancel:
-            while self._queue:
-                orders.append(Cancel(self._queue.popleft()))
+            orders += [Cancel(task) for task in self._queue if task.attempt == 0]
+            self._queue = deque(task for task in self._queue if task.attempt)
         return [*orders, *self._go_on()]
 
     def fail(self, error: Exception, now: float) -> list[Order]:
@@ -194,11 +196,15 @@ class Pool:
         orders: list[Order] = []
         if self._connected:
             while self._queue and (self._idle or self._can_open()):
+                task = self._queue.popleft()
+                if not task.claim():
+                    orders.append(Cancelled(task))
+                    continue
                 if not self._idle:
                     sandbox = next(self._sandboxes)
                     self._idle.append(sandbox)
                     orders.append(OpenSandbox(sandbox, self._connection))
-                orders.append(self._send(self._queue.popleft()))
+                orders.append(self._send(task))
         elif self._queue and not self._connecting:
             self._connecting = True
             orders.append(Connect(self._failures))
@@ -216,7 +222,7 @@ class Pool:
         task.sent(next(self._actions), sandbox)
         self._busy[sandbox] = task
         self._running[task.action] = task
-        return Send(task, self._connection)
+        return Send(task, task.action, sandbox, self._connection)
 
     def _free(self, task: Task) -> None:
         """The task has no more use for its sandbox."""
@@ -235,7 +241,7 @@ class Pool:
         # One that may have begun is not run twice.
         if task.state is State.SENT and task.attempt <= self._retries:
             task.back()
-            self._queue.appendleft(task)
+            bisect.insort(self._queue, task, key=_number)
             return [Retried(task, reason)]
         task.lost(reason, now)
         return [Settle(task)]
@@ -244,6 +250,13 @@ class Pool:
         refused, self._queue = self._queue, deque()
         orders: list[Order] = []
         for task in refused:
-            task.refuse(str(error))
-            orders.append(Settle(task, error))
+            if task.claim():
+                task.refuse(str(error))
+                orders.append(Settle(task, error))
+            else:
+                orders.append(Cancelled(task))
         return orders
+
+
+def _number(task: Task) -> int:
+    return task.number

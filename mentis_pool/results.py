@@ -10,7 +10,6 @@ from typing import Any
 from mentis_pool.errors import CellError, MentisPoolError
 from mentis_pool.text import printable
 
-
 Bundle = dict[str, Any]
 """A mime bundle: mime type to str, bytes (images) or what JSON gave."""
 

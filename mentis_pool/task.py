@@ -44,7 +44,7 @@ class State(enum.Enum):
 
     QUEUED = "queued"  # ours alone: Future.cancel() still works
     SENT = "sent"  # given to a sandbox, its start not observed
-    RUNNING = "running"  # the runtime said that it began
+    RUNNING = "running"  # the runtime said something of it
     ENDED = "ended"  # its End was observed, or nothing more can come
 
 
@@ -90,15 +90,17 @@ class Record:
 
 
 class Task:
-    """One cell on its way; ``future`` is opaque here."""
+    """One cell on its way to its ``future``."""
 
     __slots__ = (
         "action",
         "attempt",
+        "claimed",
         "context",
         "future",
         "key",
         "max_output",
+        "number",
         "record",
         "sandbox",
         "settings",
@@ -131,6 +133,9 @@ class Task:
         self.submitted = now
         self.started: float | None = None
         self.state = State.QUEUED
+        self.number = 0
+        """Its place in the order of submission."""
+        self.claimed = False
         self.attempt = 0
         self.action = 0
         self.sandbox = 0
@@ -138,6 +143,12 @@ class Task:
 
     def _new_record(self) -> Record:
         return Record(self.max_output, bounded=self.settings.on_output is None)
+
+    def claim(self) -> bool:
+        """Whether it may run: unless it was cancelled, from now on it cannot be."""
+        if not self.claimed:
+            self.claimed = self.future.set_running_or_notify_cancel()
+        return self.claimed
 
     def sent(self, action: int, sandbox: int) -> None:
         """It goes to a sandbox under this action's number."""
@@ -149,14 +160,13 @@ class Task:
     def observe(self, observation: Observation, now: float) -> None:
         """The runtime said something about it."""
         if isinstance(observation, Start):
-            self.state = State.RUNNING
             self.started = now
-        elif isinstance(observation, End):
-            self.state = State.ENDED
+        # Its Start may be missing: whatever is said of it, it is not run a second time.
+        self.state = State.ENDED if isinstance(observation, End) else State.RUNNING
         self.record.add(observation)
 
     def back(self) -> None:
-        """Its sandbox was lost before it began: it waits again, in its old place."""
+        """Its sandbox was lost before it began: it waits again."""
         self.state = State.QUEUED
 
     def lost(self, message: str, now: float) -> None:

@@ -31,7 +31,10 @@ def rebuilt(value):
     return pickle.loads(pickle_variables({"x": value})["x"])
 
 
-@given(st.dictionaries(st.text(), plain))
+names = st.text(min_size=1).filter(str.isidentifier) | st.from_regex(r"[a-z_]\w*", fullmatch=True)
+
+
+@given(st.dictionaries(names, plain))
 def test_every_variable_is_a_pickle_of_its_own(variables):
     pickles = pickle_variables(variables)
     assert list(pickles) == list(variables)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -14,10 +16,11 @@ from hypothesis.stateful import (
 )
 
 from mentis_pool.errors import BrokenSandboxPool, OutcomeUnknown, RuntimeUnavailable, SandboxDied
-from mentis_pool.observations import Cut, Display, End, Error, Result, Start, Stream
 from mentis_pool.observations import Bundle as ObservedBundle
+from mentis_pool.observations import Cut, Display, End, Error, Result, Start, Stream
 from mentis_pool.pool import (
     Cancel,
+    Cancelled,
     Connect,
     OpenSandbox,
     Pool,
@@ -34,7 +37,7 @@ ERROR = RuntimeUnavailable("no runtime")
 
 
 def a_task(key="t", now=NOW):
-    return Task(key, [b""], {}, Settings(), None, now)
+    return Task(key, [b""], {}, Settings(), None, now, Future())
 
 
 def tasks(count):
@@ -48,10 +51,15 @@ def connected(max_workers=1, retries=1):
     return pool
 
 
+def sent(task, connection):
+    """The order to send what the task now is."""
+    return Send(task, task.action, task.sandbox, connection)
+
+
 def running(pool, *some):
     """Add these, and let them begin."""
     for task in some:
-        assert pool.add(task)[-1] == Send(task, 1)
+        assert pool.add(task)[-1] == sent(task, 1)
         assert pool.said(task.action, Start(0.0), NOW) == [Started(task)]
 
 
@@ -75,7 +83,7 @@ def test_the_first_task_needs_a_runtime_and_then_a_sandbox():
     pool, task = Pool(2, 1), a_task()
     assert pool.add(task) == [Connect(0)]
     assert task.state is State.QUEUED
-    assert pool.connected() == [OpenSandbox(1, 1), Send(task, 1)]
+    assert pool.connected() == [OpenSandbox(1, 1), sent(task, 1)]
     assert (task.state, task.sandbox, task.action, task.attempt) == (State.SENT, 1, 1, 1)
 
 
@@ -87,9 +95,9 @@ def test_a_runtime_is_asked_for_once():
     assert pool.add(three) == []
     assert pool.connected() == [
         OpenSandbox(1, 1),
-        Send(one, 1),
+        sent(one, 1),
         OpenSandbox(2, 1),
-        Send(two, 1),
+        sent(two, 1),
     ]
     assert three.state is State.QUEUED
 
@@ -116,7 +124,7 @@ def test_a_sandbox_that_is_free_takes_the_next_task():
     one, two = tasks(2)
     running(pool, one)
     assert pool.add(two) == []
-    assert end(pool, one) == [Settle(one), Send(two, 1)]
+    assert end(pool, one) == [Settle(one), sent(two, 1)]
     assert two.sandbox == one.sandbox
     assert two.action != one.action
 
@@ -126,7 +134,7 @@ def test_an_idle_sandbox_is_taken_before_another_is_opened():
     one, two = tasks(2)
     running(pool, one)
     end(pool, one)
-    assert pool.add(two) == [Send(two, 1)]
+    assert pool.add(two) == [sent(two, 1)]
 
 
 @pytest.mark.parametrize("max_workers", [1, 2, 5])
@@ -139,8 +147,9 @@ def test_there_are_no_more_sandboxes_than_workers(max_workers):
     for i, task in enumerate(some):
         pool.said(task.action, Start(0.0), NOW)
         follower = i + max_workers
-        sent = [Send(some[follower], 1)] if follower < len(some) else []
-        assert end(pool, task) == [Settle(task), *sent]
+        orders = end(pool, task)
+        following = [sent(some[follower], 1)] if follower < len(some) else []
+        assert orders == [Settle(task), *following]
 
 
 def test_the_task_of_an_action_is_known_while_it_runs():
@@ -185,7 +194,7 @@ def test_an_end_is_heard_once():
     running(pool, one, two)
     pool.add(three)
     pool.add(four)
-    assert end(pool, one) == [Settle(one), Send(three, 1)]
+    assert end(pool, one) == [Settle(one), sent(three, 1)]
     assert pool.said(1, End(1.0), NOW) == [], "four has no sandbox yet"
 
 
@@ -225,7 +234,7 @@ def test_a_task_that_was_lost_before_it_began_is_sent_again():
     assert pool.closed(1, "gone", NOW) == [
         Retried(task, "gone"),
         OpenSandbox(2, 1),
-        Send(task, 1),
+        sent(task, 1),
     ]
     assert (task.attempt, task.sandbox, task.action) == (2, 2, 2)
     assert end(pool, task) == [Settle(task)]
@@ -259,7 +268,7 @@ def test_a_lost_sandbox_makes_room_for_another():
     one, two = tasks(2)
     running(pool, one)
     pool.add(two)
-    assert pool.closed(1, "gone", NOW) == [Settle(one), OpenSandbox(2, 1), Send(two, 1)]
+    assert pool.closed(1, "gone", NOW) == [Settle(one), OpenSandbox(2, 1), sent(two, 1)]
 
 
 def test_a_lost_idle_sandbox_is_not_used_again():
@@ -268,7 +277,7 @@ def test_a_lost_idle_sandbox_is_not_used_again():
     running(pool, one)
     end(pool, one)
     assert pool.closed(1, "gone", NOW) == []
-    assert pool.add(two) == [OpenSandbox(2, 1), Send(two, 1)]
+    assert pool.add(two) == [OpenSandbox(2, 1), sent(two, 1)]
 
 
 def test_the_loss_of_a_sandbox_is_heard_once():
@@ -293,7 +302,7 @@ def test_a_task_that_is_sent_again_goes_before_those_that_wait():
     one, two = tasks(2)
     pool.add(one)
     pool.add(two)
-    assert pool.closed(1, "gone", NOW)[-1] == Send(one, 1)
+    assert pool.closed(1, "gone", NOW)[-1] == sent(one, 1)
     assert two.state is State.QUEUED
 
 
@@ -322,9 +331,9 @@ def test_a_lost_runtime_is_asked_for_again():
     assert type(error_of(one)) is SandboxDied
     assert pool.connected() == [
         OpenSandbox(3, 2),
-        Send(two, 2),
+        sent(two, 2),
         OpenSandbox(4, 2),
-        Send(three, 2),
+        sent(three, 2),
     ]
 
 
@@ -335,7 +344,7 @@ def test_a_runtime_lost_while_idle_is_asked_for_with_the_next_task():
     end(pool, one)
     assert pool.disconnected("gone", NOW) == []
     assert pool.add(two) == [Connect(1)]
-    assert pool.connected() == [OpenSandbox(2, 2), Send(two, 2)]
+    assert pool.connected() == [OpenSandbox(2, 2), sent(two, 2)]
 
 
 def test_losses_in_a_row_are_counted_until_a_task_ends():
@@ -366,8 +375,7 @@ def test_after_a_loss_tasks_are_sent_in_the_order_of_their_submission(count):
         pool.add(task)
     for _ in range(3):
         pool.disconnected("gone", NOW)
-        sent = [o.task for o in pool.connected() if type(o) is Send]
-        assert sent == some[:3]
+        assert [o.task for o in pool.connected() if type(o) is Send] == some[:3]
 
 
 def test_a_task_that_was_sent_again_keeps_its_place_after_a_loss_of_the_runtime():
@@ -394,7 +402,7 @@ def test_after_a_runtime_could_not_be_had_the_next_task_tries_again():
     pool.add(a_task())
     pool.unavailable(ERROR)
     assert pool.add(task) == [Connect(0)]
-    assert pool.connected() == [OpenSandbox(1, 1), Send(task, 1)]
+    assert pool.connected() == [OpenSandbox(1, 1), sent(task, 1)]
 
 
 def test_a_task_that_was_lost_and_then_has_no_runtime_ends_with_that():
@@ -407,46 +415,52 @@ def test_a_task_that_was_lost_and_then_has_no_runtime_ends_with_that():
 # ── tasks that are cancelled ────────────────────────────────────────────────
 
 
-def test_a_task_cancelled_before_it_was_sent_gives_its_sandbox_to_the_next():
+def test_a_task_that_was_cancelled_is_not_sent():
     pool = connected()
-    one, two = tasks(2)
-    pool.add(one)
+    one, two, three = tasks(3)
+    running(pool, one)
     pool.add(two)
-    assert pool.cancelled(one) == [Send(two, 1)]
-    assert one.state is State.ENDED
-    assert (two.sandbox, two.action) == (1, 2)
+    pool.add(three)
+    assert two.future.cancel()
+    orders = end(pool, one)
+    assert orders == [Settle(one), Cancelled(two), sent(three, 1)]
+    assert (three.sandbox, three.action) == (1, 2)
 
 
-def test_a_cancelled_task_is_settled_by_nothing_that_is_said():
+def test_a_task_that_was_sent_cannot_be_cancelled():
     pool, task = connected(), a_task()
     pool.add(task)
-    action = task.action
-    pool.cancelled(task)
-    assert pool.said(action, End(0.0), NOW) == []
-    assert pool.closed(1, "gone", NOW) == []
-    assert pool.disconnected("gone", NOW) == []
-    assert pool.fail(ERROR, NOW) == []
+    assert not task.future.cancel()
+    assert task.future.running()
 
 
-@pytest.mark.parametrize("loss", ["closed", "disconnected"])
-@pytest.mark.parametrize("retries", [0, 3])
-def test_a_task_cancelled_while_its_sandbox_is_lost_ends_once(loss, retries):
-    # Between the order to send it and the sending, which finds it cancelled.
-    pool, task = connected(retries=retries), a_task()
+def test_no_sandbox_is_opened_for_a_task_that_was_cancelled():
+    pool, task = Pool(1, 1), a_task()
     pool.add(task)
-    if loss == "closed":
-        orders = pool.closed(task.sandbox, "gone", NOW)
-    else:
-        orders = pool.disconnected("gone", NOW)
-    if Settle(task) in orders:
-        return
-    orders = pool.cancelled(task)
-    if loss == "disconnected":
-        orders += pool.connected()
-    orders += pool.shutdown(False)
-    assert task.state is State.ENDED
-    assert not [o for o in orders if type(o) in (Send, Settle, Cancel)]
-    assert Stop() in orders
+    task.future.cancel()
+    assert pool.connected() == [Cancelled(task)]
+
+
+def test_a_cancelled_task_that_has_no_runtime_stays_cancelled():
+    pool, task = Pool(1, 1), a_task()
+    pool.add(task)
+    task.future.cancel()
+    assert pool.unavailable(ERROR) == [Cancelled(task)]
+
+
+# ── the order of submission ─────────────────────────────────────────────────
+
+
+def test_a_task_that_is_lost_again_keeps_its_place():
+    pool = connected(max_workers=3, retries=5)
+    one, two, three = some = tasks(3)
+    for task in some:
+        pool.add(task)
+    # Two is sent anew, so it has the highest action: still it is before three.
+    pool.closed(two.sandbox, "gone", NOW)
+    assert two.action > three.action
+    pool.disconnected("gone", NOW)
+    assert [o.task for o in pool.connected() if type(o) is Send] == [one, two, three]
 
 
 # ── shutdown ────────────────────────────────────────────────────────────────
@@ -476,8 +490,8 @@ def test_tasks_that_wait_are_run_after_a_shutdown():
     pool.add(two)
     pool.add(three)
     assert pool.shutdown(False) == []
-    assert end(pool, one) == [Settle(one), Send(two, 1)]
-    assert end(pool, two) == [Settle(two), Send(three, 1)]
+    assert end(pool, one) == [Settle(one), sent(two, 1)]
+    assert end(pool, two) == [Settle(two), sent(three, 1)]
     assert end(pool, three) == [Settle(three), Stop()]
 
 
@@ -517,7 +531,7 @@ def test_a_shutdown_while_connecting_waits_for_the_runtime():
     pool, task = Pool(1, 1), a_task()
     pool.add(task)
     assert pool.shutdown(False) == []
-    assert pool.connected() == [OpenSandbox(1, 1), Send(task, 1)]
+    assert pool.connected() == [OpenSandbox(1, 1), sent(task, 1)]
     assert end(pool, task) == [Settle(task), Stop()]
 
 
@@ -544,7 +558,7 @@ def test_a_shutdown_survives_the_loss_of_the_runtime():
     orders = pool.disconnected("gone", NOW)
     assert Settle(one) in orders
     assert orders[-1] == Connect(1)
-    assert pool.connected() == [OpenSandbox(3, 2), Send(two, 2)]
+    assert pool.connected() == [OpenSandbox(3, 2), sent(two, 2)]
     assert end(pool, two) == [Settle(two), Stop()]
 
 
@@ -556,10 +570,13 @@ def test_a_shutdown_ends_with_the_loss_of_the_last_sandbox():
 
 
 def test_a_shutdown_ends_with_a_cancelled_task():
-    pool, task = connected(), a_task()
-    pool.add(task)
+    pool = connected()
+    one, two = tasks(2)
+    running(pool, one)
+    pool.add(two)
     pool.shutdown(False)
-    assert pool.cancelled(task) == [Stop()]
+    two.future.cancel()
+    assert end(pool, one) == [Settle(one), Cancelled(two), Stop()]
 
 
 def test_a_task_whose_future_runs_is_not_cancelled_by_a_shutdown():
@@ -584,11 +601,7 @@ def test_a_task_that_comes_too_late_is_not_forgotten(late):
         pool.shutdown(False)
     else:
         pool.fail(ERROR, NOW)
-    try:
-        orders = pool.add(task)
-    except RuntimeError:
-        return
-    assert [type(o) for o in orders] in ([Settle], [Cancel])
+    assert pool.add(task) == [Cancel(task)]
 
 
 # ── when nothing works any more ─────────────────────────────────────────────
@@ -638,8 +651,7 @@ def test_a_failure_while_connecting_fails_those_that_wait():
 class Walk(RuleBasedStateMachine):
     """Any legal order of events, with an engine that may be slow to carry out what it was told.
 
-    The engine: sends are carried out late, in any order, as threads would; one
-    that finds its future cancelled says so. The runtime: runs what reached it,
+    The engine: sends are carried out late, in any order, as threads would. The runtime: runs what reached it,
     one at a time in each sandbox, and may die, as its sandboxes may, at any time.
     """
 
@@ -648,9 +660,9 @@ class Walk(RuleBasedStateMachine):
         self.max_workers, self.retries = max_workers, retries
         self.pool = Pool(max_workers, retries)
         self.tasks = []
-        self.future = {}  # task -> "pending", "cancelled", "running", "done"
+        self.done = set()
         self.started = set()
-        self.unsent = []  # (Send, action): ordered, not yet carried out
+        self.unsent = []  # ordered, not yet carried out
         self.sandboxes = set()
         self.used_sandboxes, self.used_actions = set(), set()
         self.runs = {}  # action -> sandbox: what the runtime has, in order of arrival
@@ -684,16 +696,21 @@ class Walk(RuleBasedStateMachine):
             self.started.add(order.task)
         elif type(order) is Retried:
             assert order.task not in self.started
-            assert self.future[order.task] != "done"
+            assert order.task not in self.done
         elif type(order) is Settle:
             assert order.task.record.ended
+            assert order.task.future.running()
             self.ended(order.task)
         elif type(order) is Cancel:
-            assert self.future[order.task] in ("pending", "cancelled"), "its future runs"
+            assert not order.task.future.running()
+            order.task.future.cancel()
+            self.ended(order.task)
+        elif type(order) is Cancelled:
+            assert order.task.future.cancelled()
             self.ended(order.task)
         elif type(order) is Stop:
             assert self.shut or self.failed
-            assert all(state == "done" for state in self.future.values())
+            assert self.done == set(self.tasks)
             self.stopped = True
 
     def ordered_to_send(self, order):
@@ -701,23 +718,25 @@ class Walk(RuleBasedStateMachine):
         assert self.is_connected
         assert order.connection == self.connection
         assert task.sandbox in self.sandboxes
+        assert order == sent(task, self.connection)
         assert task.action not in self.used_actions
-        assert self.future[task] != "done"
+        assert task not in self.done
+        assert task.future.running()
         assert task not in self.started
         assert task.attempt <= self.retries + 1
         live = [t for t in self.tasks if t.state in (State.SENT, State.RUNNING)]
         assert len(live) <= self.max_workers
         assert len({t.sandbox for t in live}) == len(live)
-        waiting = [t for t in self.tasks if t.state is State.QUEUED]
+        waiting = [t for t in self.tasks if t.state is State.QUEUED and not t.future.cancelled()]
         assert all(self.tasks.index(t) > self.tasks.index(task) for t in waiting), (
             "one that was submitted before waits"
         )
         self.used_actions.add(task.action)
-        self.unsent.append((order, task.action))
+        self.unsent.append(order)
 
     def ended(self, task):
-        assert self.future[task] != "done", "ended twice"
-        self.future[task] = "done"
+        assert task not in self.done, "ended twice"
+        self.done.add(task)
 
     # ── its events ──
 
@@ -726,14 +745,13 @@ class Walk(RuleBasedStateMachine):
     def add(self):
         task = a_task(f"t{len(self.tasks)}", NOW + len(self.tasks))
         self.tasks.append(task)
-        self.future[task] = "pending"
         self.obey(self.pool.add(task))
 
-    @precondition(lambda self: "pending" in self.future.values())
+    @precondition(lambda self: self.tasks)
     @rule(data=st.data())
     def cancel_a_future(self, data):
-        pending = [t for t in self.tasks if self.future[t] == "pending"]
-        self.future[data.draw(st.sampled_from(pending))] = "cancelled"
+        task = data.draw(st.sampled_from(self.tasks))
+        assert task.future.cancel() == (task.state is State.QUEUED and not task.claimed)
 
     @precondition(lambda self: self.unsent)
     @rule(data=st.data())
@@ -741,16 +759,10 @@ class Walk(RuleBasedStateMachine):
         self.carry_out(data.draw(st.integers(0, len(self.unsent) - 1)))
 
     def carry_out(self, i):
-        order, action = self.unsent.pop(i)
-        task = order.task
-        if self.future[task] == "cancelled":
-            self.ended(task)
-            self.obey(self.pool.cancelled(task))
-        elif self.future[task] != "done":
-            self.future[task] = "running"
-            here = self.is_connected and order.connection == self.connection
-            if here and task.action == action and task.sandbox in self.sandboxes:
-                self.runs[action] = task.sandbox
+        order = self.unsent.pop(i)
+        here = self.is_connected and order.connection == self.connection
+        if here and order.sandbox in self.sandboxes:
+            self.runs[order.action] = order.sandbox
 
     @precondition(lambda self: self.connecting)
     @rule(there=st.sampled_from([True, True, False]))
@@ -820,13 +832,12 @@ class Walk(RuleBasedStateMachine):
         if really == 0:
             self.failed = True
             self.obey(self.pool.fail(BrokenSandboxPool("broken"), NOW))
-            assert all(state == "done" for state in self.future.values())
+            assert self.done == set(self.tasks)
 
     @invariant()
     def an_ended_task_stays_ended(self):
-        for task, state in getattr(self, "future", {}).items():
-            if state == "done":
-                assert task.state in (State.ENDED, State.QUEUED)
+        for task in getattr(self, "done", ()):
+            assert task.state is State.ENDED or task.future.cancelled()
 
     def teardown(self):
         """Let all that is under way come to its end: nothing may be left."""
@@ -844,7 +855,7 @@ class Walk(RuleBasedStateMachine):
                 self.end_of(self.first_runs()[0])
             else:
                 break
-        assert all(state == "done" for state in self.future.values()), "a task was forgotten"
+        assert self.done == set(self.tasks), "a task was forgotten"
         assert self.stopped or self.failed
 
     def a_runtime_is_there(self):

@@ -83,7 +83,7 @@ each_command = st.one_of(
         sources=st.lists(st.binary()),
         variables=st.dictionaries(st.text(), st.binary()),
         stdin=st.none() | st.binary(),
-        argv=st.none() | st.lists(st.text()),
+        argv=st.none() | st.lists(st.binary()),
         timeout=st.none() | seconds,
         max_output=st.none() | numbers,
         window=st.none() | numbers,
@@ -92,7 +92,7 @@ each_command = st.one_of(
     st.builds(Close, numbers),
 )
 
-RUN = Run(1, 2, [b"1"], {"x": b"p"}, b"in", ["script.py"], 1.5, 10, None)
+RUN = Run(1, 2, [b"1"], {"x": b"p"}, b"in", [b"script.py"], 1.5, 10, None)
 
 
 # ── messages ────────────────────────────────────────────────────────────────

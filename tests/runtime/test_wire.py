@@ -49,7 +49,7 @@ EACH = [
     (
         RunCells,
         [
-            RunCells([b"1", b"\xff"], {"x": b"p"}, b"in", ["a.py", "b"]),
+            RunCells([b"1", b"\xff"], {"x": b"p"}, b"in", [b"a.py", b"\xff"]),
             RunCells([], {}, None, None),
         ],
     ),
