@@ -1,0 +1,486 @@
+"""The command: programs from files and lines to the executor, their results to a person and a file.
+
+One thread reads and submits, `AHEAD` programs before the one that is printed
+next; the main thread prints in the order of input. The reader is a daemon: it
+may wait for a line or for the printer for ever, and holds nothing that needs an end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, NoReturn
+
+from mentis_pool._version import __version__
+from mentis_pool.errors import CellError, MentisPoolError
+from mentis_pool.executor import SandboxExecutor
+from mentis_pool.future import CellFuture
+from mentis_pool.observations import Cut, Display, Result, Stream
+from mentis_pool.results import CellResult
+from mentis_pool.text import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+AHEAD = 256
+"""Programs submitted before the first of them is printed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Something to run: cells one after the other, or a script where there is an ``argv``."""
+
+    name: str
+    sources: list[str]
+    argv: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """Something that cannot be run, and why."""
+
+    name: str
+    reason: str
+
+
+# ── what is to be run ───────────────────────────────────────────────────────
+
+
+def programs(
+    files: list[str], cells: list[str], lines: Iterator[bytes]
+) -> Iterator[Program | Unreadable]:
+    """All that the command line names, in order: files, then cells; ``-`` stands for the lines."""
+    for path in files:
+        if path == "-":
+            yield from _of_lines(lines)
+        else:
+            yield _of_file(path)
+    for number, cell in enumerate(cells, 1):
+        yield Program(f"cell {number}", [cell])
+
+
+def _of_file(path: str) -> Program | Unreadable:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        if path.endswith(".ipynb"):
+            return Program(path, notebook_cells(content))
+        return Program(path, [importlib.util.decode_source(content)], (path,))
+    except (OSError, ValueError, SyntaxError) as exc:
+        return Unreadable(path, f"{path} cannot be read: {exc}")
+
+
+def notebook_cells(content: bytes) -> list[str]:
+    """The source of each code cell of a notebook (nbformat 4).
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        notebook = json.loads(content)
+    except RecursionError as exc:
+        raise ValueError("not a notebook: nested too deep") from exc
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        raise ValueError("not a notebook of format 4: it has no list of cells")
+    sources = []
+    for number, cell in enumerate(cells, 1):
+        if not isinstance(cell, dict):
+            raise ValueError(f"not a notebook: cell {number} is no object")
+        if cell.get("cell_type") != "code":
+            continue
+        source = cell.get("source")
+        parts = [source] if isinstance(source, str) else source
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"not a notebook: cell {number} has no source text")
+        sources.append("".join(parts))
+    return sources
+
+
+def _of_lines(lines: Iterator[bytes]) -> Iterator[Program | Unreadable]:
+    """One program of each line ``{"id": …, "code": …}``; empty lines are passed over."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield program_of_line(number, line)
+
+
+def program_of_line(number: int, line: bytes) -> Program | Unreadable:
+    """The program of one line of JSON; without an id it is named for the line's number."""
+    name = f"line {number}"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        return Unreadable(name, f"line {number} is not JSON: {exc}")
+    if not isinstance(record, dict) or not isinstance(record.get("code"), str):
+        return Unreadable(name, f'line {number} must be an object with a text "code"')
+    given = record.get("id", name)
+    if not isinstance(given, (str, int)) or isinstance(given, bool):
+        return Unreadable(name, f'line {number}: "id" must be text or an integer')
+    return Program(str(given), [record["code"]])
+
+
+# ── running ─────────────────────────────────────────────────────────────────
+
+
+class _Reader:
+    """Submits programs in a thread of its own; iterate for names and futures, in order."""
+
+    def __init__(
+        self,
+        executor: SandboxExecutor,
+        source: Iterator[Program | Unreadable],
+        done: Callable[[], object],
+    ) -> None:
+        self._executor = executor
+        self._source = source
+        self._done = done
+        self._items: queue.Queue[_Item | BaseException | None] = queue.Queue(AHEAD)
+        threading.Thread(target=self._read, daemon=True, name="mentis-pool-reader").start()
+
+    def __iter__(self) -> Iterator[_Item]:
+        while (item := self._items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def _read(self) -> None:
+        try:
+            for program in self._source:
+                self._items.put((program.name, self._submit(program)))
+        except BaseException as exc:  # noqa: BLE001 - the main thread raises it
+            self._items.put(exc)
+        self._items.put(None)
+
+    def _submit(self, program: Program | Unreadable) -> CellFuture | Unreadable:
+        if isinstance(program, Unreadable):
+            self._done()
+            return program
+        view = self._executor.options(argv=program.argv, task_id=program.name)
+        future = view._submit(program.sources or [""], {})
+        future.add_done_callback(lambda _: self._done())
+        return future
+
+
+_Item = tuple[str, "CellFuture | Unreadable"]
+
+
+def _result_of(outcome: CellFuture | Unreadable) -> CellResult:
+    if isinstance(outcome, Unreadable):
+        return CellResult(error=MentisPoolError(outcome.reason))
+    try:
+        return outcome.result()
+    except MentisPoolError as error:
+        return error.result if error.result is not None else CellResult(error=error)
+
+
+# ── what a person sees ──────────────────────────────────────────────────────
+
+# Colours, which stay; other escape sequences; control characters but for \b \t \n \r.
+_ESCAPES = re.compile(
+    r"(\x1b\[[0-9;:]*m)"
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[PX^_][^\x1b]*(?:\x1b\\)?"
+    r"|\x1b\[[0-?]*[ -/]*[@-~]?|\x1b[ -/]*[0-~]?"
+    r"|[\x00-\x07\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
+)
+
+
+def for_terminal(text: str) -> str:
+    """The text without what would steer the terminal; colours stay."""
+    return _ESCAPES.sub(lambda found: found[1] or "", text)
+
+
+class _Page:
+    """Where text for a person goes: stdout and stderr, which may be one and the same."""
+
+    def __init__(self, named: bool) -> None:
+        self._named = named
+        self._one = _same_file(sys.stdout, sys.stderr)
+        self._at_start = {"stdout": True, "stderr": True}
+        self._headings: dict[str, str] = {}
+
+    def begin(self, name: str) -> None:
+        """What follows is of this program; its name goes before the first of it."""
+        if self._named:
+            self._headings = dict.fromkeys(self._at_start, f"── {name}\n")
+            self.write("stdout", "")
+
+    def write(self, stream: str, text: str) -> None:
+        """Text as it is, under the program's name."""
+        file = sys.stdout if stream == "stdout" else sys.stderr
+        heading = self._headings.pop(stream, "")
+        if self._one:
+            self._headings.clear()
+        if file.isatty():
+            text = for_terminal(text)
+        if heading or text:
+            file.write(heading + text)
+            file.flush()
+            for each in self._at_start if self._one else [stream]:
+                self._at_start[each] = (heading + text).endswith("\n")
+
+    def line(self, stream: str, text: str) -> None:
+        """Text on lines of its own."""
+        self._end_line(stream)
+        self.write(stream, text)
+        self._end_line(stream)
+
+    def end(self) -> None:
+        """Nothing more of this program."""
+        for stream in self._at_start:
+            self._end_line(stream)
+
+    def _end_line(self, stream: str) -> None:
+        if not self._at_start[stream]:
+            self.write(stream, "\n")
+
+
+def _same_file(one: IO[str], other: IO[str]) -> bool:
+    try:
+        a, b = os.fstat(one.fileno()), os.fstat(other.fileno())
+    except (OSError, ValueError):
+        return False
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+
+
+def _show(page: _Page, name: str, outcome: CellFuture | Unreadable) -> CellResult:
+    """Print what a program says, as it says it; then its error."""
+    page.begin(name)
+    if isinstance(outcome, CellFuture):
+        for seen in outcome.observations():
+            if isinstance(seen, Stream):
+                page.write(seen.stream, seen.text)
+            elif isinstance(seen, Cut):
+                page.line("stderr", f"[… {seen.bytes} bytes of {seen.stream} cut …]")
+            elif isinstance(seen, Display):
+                page.line("stdout", seen.bundle.texts.get("text/plain", ""))
+            elif isinstance(seen, Result):
+                page.line("stdout", seen.text or "")
+    result = _result_of(outcome)
+    if result.error is not None:
+        page.line("stderr", _described(result.error))
+    page.end()
+    return result
+
+
+def _described(error: MentisPoolError) -> str:
+    if isinstance(error, CellError):
+        # An exit code is no accident: no traceback for it.
+        return str(error) if error.name == "SystemExit" else error.traceback
+    return str(error) if type(error) is MentisPoolError else f"{type(error).__name__}: {error}"
+
+
+class _Bar:
+    """A progress bar on stderr, where that is a terminal; it makes way for output."""
+
+    def __init__(self, total: int | None) -> None:
+        self._progress: Progress | None = None
+        if total == 1 or not sys.stderr.isatty():
+            return
+        # Takes 60 ms to import, and most runs show no bar.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+        self._progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=total)
+
+    def __enter__(self) -> _Bar:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def advance(self) -> None:
+        """One more is done."""
+        if self._progress is not None:
+            self._progress.advance(self._task)
+
+    @contextlib.contextmanager
+    def aside(self, outcome: CellFuture | Unreadable) -> Iterator[None]:
+        """For printing this outcome: a bar stays until all of it is there, and goes meanwhile."""
+        if self._progress is None:
+            yield
+            return
+        if isinstance(outcome, CellFuture):
+            concurrent.futures.wait([outcome])
+        self._progress.stop()
+        yield
+        self._progress.start()
+
+
+# ── the command ─────────────────────────────────────────────────────────────
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return count
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"must be more than 0 seconds, not {text}")
+    return seconds
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    log = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    log.add_argument(
+        "--log", metavar="FILE", help="write log events to FILE, as JSON lines; - for stderr"
+    )
+    parser = argparse.ArgumentParser(
+        prog="mentis-pool", description="Run Python code in sandboxes.", parents=[log]
+    )
+    parser.add_argument("--version", action="version", version=f"mentis-pool {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        parents=[log],
+        help="run programs, all at the same time",
+        description="Run programs at the same time, each in a sandbox; print what each says, "
+        "in the order given (files, then cells). Exits 1 when one failed, 2 when "
+        "nothing could be run as asked.",
+    )
+    run.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="a Python file, run as a script; a notebook (.ipynb), its cells in order in one "
+        'sandbox; or -, lines {"id": …, "code": …} of standard input, each a cell',
+    )
+    run.add_argument(
+        "-c", dest="cells", action="append", default=[], metavar="CODE", help="a cell; repeatable"
+    )
+    run.add_argument("--workers", type=_count, metavar="N", help="how many run at once (the CPUs)")
+    run.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="for which each may run (no limit)"
+    )
+    run.add_argument(
+        "--out", metavar="FILE", help="write results to FILE, a line of JSON each, in order"
+    )
+    parsed, rest = parser.parse_known_args(arguments)
+    # argparse takes files up to the first option only.
+    for word in rest:
+        if word.startswith("-") and word != "-":
+            parser.error(f"unrecognized argument: {word}")
+    parsed.files += rest
+    if not parsed.files and not parsed.cells:
+        run.error("nothing to run: give files, - or -c CODE")
+    if parsed.files.count("-") > 1:
+        run.error("standard input (-) can be read once")
+    for path in parsed.files:
+        if path != "-" and not os.path.isfile(path):
+            run.error(f"there is no file {path}")
+    return parsed
+
+
+def _log_to(path: str) -> IO[str]:
+    """Write the log events there."""
+    import structlog
+
+    file = sys.stderr if path == "-" else open(path, "a", encoding="utf-8")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=file),
+    )
+    return file
+
+
+def _standard_input() -> Iterator[bytes]:
+    # Not sys.stdin: the reader may be in the middle of a line when Python ends,
+    # and Python would wait for that file's lock.
+    with open(sys.stdin.fileno(), "rb", closefd=False) as lines:
+        yield from lines
+
+
+def _run(parsed: argparse.Namespace, out: IO[str] | None) -> int:
+    total = None if "-" in parsed.files else len(parsed.files) + len(parsed.cells)
+    source = programs(parsed.files, parsed.cells, _standard_input())
+    page = _Page(named=total != 1)
+    count = 0
+    failed: list[str] = []
+    executor = SandboxExecutor(parsed.workers, timeout=parsed.timeout)
+    with contextlib.nullcontext() if out is None else out, _Bar(total) as bar:
+        for name, outcome in _Reader(executor, source, bar.advance):
+            with bar.aside(outcome):
+                result = _show(page, name, outcome)
+            if out is not None:
+                json.dump({"id": printable(name), **result.to_dict()}, out, ensure_ascii=False)
+                out.write("\n")
+                out.flush()
+            count += 1
+            if not result.ok:
+                failed.append(name)
+    executor.shutdown()
+    if failed and count > 1:
+        names = ", ".join(failed[:10]) + (", …" if len(failed) > 10 else "")
+        print(f"{len(failed)} of {count} failed: {names}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command ``mentis-pool``.
+
+    Args:
+        arguments: instead of ``sys.argv[1:]``.
+
+    Returns:
+        The exit code: 0, or 1 when a program failed, or 2 when a file cannot be
+        written. Usage errors exit with 2. Ctrl-C and a closed pipe end the process
+        as their signals do, and its sandboxes with it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        parsed = _parse(arguments)
+        try:
+            if "log" in parsed:
+                _log_to(parsed.log)
+            out = None if parsed.out is None else open(parsed.out, "w", encoding="utf-8")
+        except OSError as exc:
+            print(f"mentis-pool: {exc}", file=sys.stderr)
+            return 2
+        return _run(parsed, out)
+    except KeyboardInterrupt:
+        _die_of(signal.SIGINT)
+    except BrokenPipeError:
+        _die_of(signal.SIGPIPE)
+    except OSError as exc:
+        print(f"mentis-pool: {exc}", file=sys.stderr, flush=True)
+        # What still runs is of no use to anybody, and may run for ever.
+        os._exit(2)
+
+
+def _die_of(number: signal.Signals) -> NoReturn:
+    # As other commands end; the runtime sees that its client is gone, and goes too.
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
