@@ -226,9 +226,9 @@ class Pool:
 
     def _free(self, task: Task) -> None:
         """The task has no more use for its sandbox."""
-        self._running.pop(task.action, None)
-        if self._busy.pop(task.sandbox, None) is not None:
-            self._idle.append(task.sandbox)
+        del self._running[task.action]
+        del self._busy[task.sandbox]
+        self._idle.append(task.sandbox)
 
     def _lose(self, sandbox: int, reason: str, now: float) -> list[Order]:
         if sandbox in self._idle:

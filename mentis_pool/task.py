@@ -139,10 +139,7 @@ class Task:
         self.attempt = 0
         self.action = 0
         self.sandbox = 0
-        self.record = self._new_record()
-
-    def _new_record(self) -> Record:
-        return Record(self.max_output, bounded=self.settings.on_output is None)
+        self.record = Record(max_output, bounded=settings.on_output is None)
 
     def claim(self) -> bool:
         """Whether it may run: unless it was cancelled, from now on it cannot be."""

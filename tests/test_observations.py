@@ -99,3 +99,10 @@ def test_output_that_is_no_text_is_text_all_the_same():
 def test_bundles_do_not_share_their_bytes():
     Bundle({}).blobs["image/png"] = b""
     assert Bundle({}).blobs == {}
+
+
+def test_the_size_of_a_bundle_is_in_bytes_of_what_it_shows():
+    assert Bundle({}).size == 0
+    assert (
+        Bundle({"text/plain": "abc", "text/html": "é€"}, {"image/png": b"1234"}).size == 3 + 5 + 4
+    )

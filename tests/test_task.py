@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from concurrent.futures import Future
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,22 @@ def test_a_task_waits_until_it_is_sent():
     task = a_task()
     assert task.state is State.QUEUED
     assert (task.attempt, task.started, task.record.said) == (0, None, [])
+
+
+def test_a_task_that_was_claimed_cannot_be_cancelled():
+    task = a_task()
+    task.future = Future()
+    assert task.claim()
+    assert not task.future.cancel()
+    assert task.claim(), "also for its second attempt"
+
+
+def test_a_task_that_was_cancelled_is_not_claimed():
+    task = a_task()
+    task.future = Future()
+    assert task.future.cancel()
+    assert not task.claim()
+    assert task.future._state == "CANCELLED_AND_NOTIFIED", "those who wait for it were told"
 
 
 def test_a_task_moves_down_the_list_of_states():
@@ -378,9 +395,11 @@ def test_an_update_without_a_name_leaves_the_others_as_they_are():
         ("no json", "no json"),
         ("", ""),
         ("[" * 100_000, "[" * 100_000),
+        ("NaN", "NaN"),
+        ("[1, Infinity]", "[1, Infinity]"),
         ("9" * 5000, int("9" * 4000) * 10**1000 + int("9" * 1000)),
     ],
-    ids=["object", "number", "text", "nothing", "too deep", "long number"],
+    ids=["object", "number", "text", "nothing", "too deep", "nan", "infinity", "long number"],
 )
 def test_json_in_a_display_is_what_it_says_or_its_text(text, form):
     for mime in ("application/json", "application/vnd.vega.v5+json"):
