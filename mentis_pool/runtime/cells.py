@@ -135,7 +135,9 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         the cell raised.
         """
         count = self.execution_count
-        self.execution_count += 1
+        # IPython 9 counts a cell before it runs, IPython 8 after it.
+        counts_first = self.displayhook.prompt_count < count
+        self.execution_count += counts_first
         cell = _BLANK_LINES.sub("", raw_cell)
         if not cell.endswith("\n"):
             cell += "\n"
@@ -158,6 +160,7 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         finally:
             self._trigger("post_execute")
             self._trigger("post_run_cell", None)
+            self.execution_count += not counts_first
         return error
 
     def _trigger(self, event: str, *args: Any) -> None:
