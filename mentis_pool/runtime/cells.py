@@ -23,10 +23,10 @@ import types
 import warnings
 from _sitebuiltins import Quitter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from IPython.core import interactiveshell
-from IPython.core.compilerop import CachingCompiler
+from IPython.core.compilerop import CachingCompiler, PyCF_MASK
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -44,6 +44,7 @@ MAX_BUNDLE = 32 * 1024 * 1024
 
 # IPython leaves these out, and counts lines from what is left.
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+(?=.*\S)", re.DOTALL)
+_NO_STATEMENT = ("", "\n", " ", "\t", "\f", "\r", "#")
 _FIRST_WORD = re.compile(r"\w+")
 
 Show = Callable[[Display | Cut], None]
@@ -97,6 +98,26 @@ class _Publisher(DisplayPublisher):  # type: ignore[misc]
         """There is no screen here to be cleared."""
 
 
+class _Python(NamedTuple):
+    """A cell of plain Python: what runs first, and the statements after it, one by one."""
+
+    source: str
+    name: str
+    head: types.CodeType | None
+    body: list[ast.stmt]
+
+
+def _last_line_at_margin(source: str) -> int:
+    """Where the last line begins that is neither indented nor empty nor a comment."""
+    at = end = len(source)
+    while at:
+        at = source.rfind("\n", 0, end) + 1
+        if source[at : at + 1] not in _NO_STATEMENT:
+            return at
+        end = at - 1
+    return 0
+
+
 class CellShell(InteractiveShell):  # type: ignore[misc]
     """IPython's shell without a terminal."""
 
@@ -126,34 +147,29 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         sys.stderr.flush()
         self.system_raw(cmd)
 
-    def run_python(self, raw_cell: str, tree: ast.Module) -> BaseException | None:
+    def run_python(self, raw_cell: str, python: _Python) -> BaseException | None:
         """`run_cell` for a cell that is Python already: the same, at a third of the cost.
 
-        The same history, names, events and statement-wise execution, without
-        the search for magics and for what to await. In a newly forked process
-        each page that is not touched is one that need not be copied. Gives what
-        the cell raised.
+        The same history, names and events, without the search for magics and
+        for what to await. In a newly forked process each page that is not
+        touched is one that need not be copied. Gives what the cell raised.
         """
         count = self.execution_count
         # IPython 9 counts a cell before it runs, IPython 8 after it.
         counts_first = self.displayhook.prompt_count < count
         self.execution_count += counts_first
-        cell = _BLANK_LINES.sub("", raw_cell)
-        if not cell.endswith("\n"):
-            cell += "\n"
         self._trigger("pre_execute")
         self._trigger("pre_run_cell", None)
-        self.history_manager.store_inputs(count, cell, raw_cell)
-        name = self.compile.cache(cell, count, raw_code=raw_cell)
+        self.history_manager.store_inputs(count, python.source, raw_cell)
         error: BaseException | None = None
         try:
-            for node in tree.body[:-1]:
-                exec(self.compile(ast.Module([node], []), name, "exec"), self.user_ns)
-            for node in tree.body[-1:]:
-                if isinstance(node, ast.Expr):
-                    code = self.compile(ast.Interactive([node]), name, "single")
+            if python.head is not None:
+                exec(python.head, self.user_ns)
+            for node in python.body:
+                if node is python.body[-1] and isinstance(node, ast.Expr):
+                    code = self.compile(ast.Interactive([node]), python.name, "single")
                 else:
-                    code = self.compile(ast.Module([node], []), name, "exec")
+                    code = self.compile(ast.Module([node], []), python.name, "exec")
                 exec(code, self.user_ns)
         except BaseException as exc:  # noqa: BLE001 - whatever the cell raises is its outcome
             error = exc
@@ -168,22 +184,47 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         if len(self.events.callbacks[event]) > self._own_callbacks[event]:
             self.events.trigger(event, *args)
 
-    def python_of(self, cell: str) -> ast.Module | None:
-        """The syntax tree of a cell that IPython would run as it stands, otherwise None."""
+    def python_of(self, raw_cell: str) -> _Python | None:
+        """A cell that IPython would run as it stands, compiled; otherwise None."""
         if (
-            "await" in cell
-            or "async" in cell
+            "await" in raw_cell
+            or "async" in raw_cell
             # IPython takes a pasted prompt away, and Python takes it for an annotation.
-            or "In [" in cell
+            or "In [" in raw_cell
             or self.input_transformers_post
             or self.ast_transformers
-            or not self._may_be_python(cell)
+            or not self._may_be_python(raw_cell)
         ):
             return None
+        source = _BLANK_LINES.sub("", raw_cell)
+        if not source.endswith("\n"):
+            source += "\n"
+        # Now, since the compiler may quote a line in a warning.
+        name = self.compile.cache(source, self.execution_count, raw_code=raw_cell)
         try:
-            return ast.parse(_BLANK_LINES.sub("", cell))
+            in_two = self._in_two(source, name)
+            return in_two or _Python(source, name, None, ast.parse(source, name).body)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
+
+    def _in_two(self, source: str, name: str) -> _Python | None:
+        """All but the last statement compiled at once, where lines alone show what is the last.
+
+        A tree of all statements, as IPython makes one, costs more than to compile
+        and to run them. What is not two whole programs takes that way.
+        """
+        at = _last_line_at_margin(source)
+        head, tail = source[:at], source[at:]
+        if not at or ";" in tail or "__future__" in source:
+            return None
+        try:
+            # Below as many lines as there are above it.
+            body = ast.parse("\n" * head.count("\n") + tail, name).body
+            flags = self.compile.flags & PyCF_MASK
+            code = compile(head, name, "exec", flags, dont_inherit=True)
+        except SyntaxError:
+            return None
+        return _Python(source, name, code, body)
 
     def _may_be_python(self, cell: str) -> bool:
         """Not one line whose first word is a magic's: ``ls -l`` is also a subtraction."""
@@ -287,9 +328,9 @@ class CellRun:
             return None, failure_of(SyntaxError("source code string cannot contain null bytes"))
         hook = self._shell.displayhook
         hook.value = None
-        tree = self._shell.python_of(source)
-        if tree is not None:
-            error = self._shell.run_python(source, tree)
+        python = self._shell.python_of(source)
+        if python is not None:
+            error = self._shell.run_python(source, python)
         else:
             with warnings.catch_warnings():
                 # "To exit: use 'exit'" is advice for a terminal.

