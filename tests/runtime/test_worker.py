@@ -48,7 +48,9 @@ def test_input_is_at_its_end_at_once(executor):
 
 
 def test_a_child_that_reaches_the_end_of_the_cell_ends_there(executor):
-    result = executor.submit("import os\npid = os.fork()\nprint('both', flush=True)\n5").result()
+    result = executor.submit(
+        "import os\npid = os.fork()\nprint('both', flush=True)\nif pid: os.waitpid(pid, 0)\n5"
+    ).result()
     assert (result.stdout, result.value) == ("both\nboth\n", 5)
 
 
