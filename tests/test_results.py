@@ -397,15 +397,14 @@ def test_an_opaque_value_shows_its_repr_and_its_type():
 
 
 @pytest.fixture(scope="module")
-def shown():
+def shown(tmp_path_factory):
     """What a notebook would be sent for each of some results, by a real IPython shell.
 
     In a process of its own: a shell changes sys.displayhook, builtins and more.
     """
     code = textwrap.dedent(
         """
-        import json, sys, tempfile, os
-        os.environ["IPYTHONDIR"] = tempfile.mkdtemp()
+        import json, sys
         from IPython.core.interactiveshell import InteractiveShell
         from IPython.utils.capture import capture_output
         from IPython.display import display
@@ -426,6 +425,7 @@ def shown():
         [sys.executable, "-W", "ignore", "-c", code, os.path.dirname(__file__)],
         capture_output=True,
         check=False,
+        env={**os.environ, "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython"))},
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)

@@ -15,6 +15,7 @@ import contextlib
 import io
 import json
 import linecache
+import os
 import re
 import sys
 import threading
@@ -30,6 +31,7 @@ from IPython.core.compilerop import CachingCompiler, PyCF_MASK
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.profiledir import ProfileDir
 from traitlets import Type
 from traitlets.config import Config
 
@@ -98,6 +100,14 @@ class _Publisher(DisplayPublisher):  # type: ignore[misc]
         """There is no screen here to be cleared."""
 
 
+class _Profile(ProfileDir):  # type: ignore[misc]
+    """In the home of whoever asks, so of the sandbox, and not made before something is stored."""
+
+    @property
+    def location(self) -> str:
+        return os.path.expanduser("~/.ipython/profile_default")
+
+
 class _Python(NamedTuple):
     """A cell of plain Python: what runs first, and the statements after it, one by one."""
 
@@ -126,6 +136,16 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
     display_pub_class = Type(_Publisher)
     show: Show
     _own_callbacks: dict[str, int]
+
+    @property
+    def ipython_dir(self) -> str:
+        return os.path.expanduser("~/.ipython")
+
+    def init_ipython_dir(self, ipython_dir: object) -> None:
+        """IPython would make it, in the home of the client's user."""
+
+    def init_profile_dir(self, profile_dir: object) -> None:
+        self.profile_dir = _Profile()
 
     def _tee(self, channel: str) -> contextlib.AbstractContextManager[None]:
         """IPython would keep all output in its history as well: 1 GB of it, if it came to that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -269,8 +270,6 @@ json.dump(said, sys.stdout)
 
 
 def run_both(sources):
-    import json
-
     return [
         json.loads(
             subprocess.run(
@@ -306,7 +305,6 @@ def test_the_short_way_is_taken_for_python_and_not_for_more():
         "from mentis_pool.runtime.cells import build_shell\nshell = build_shell()\n"
         "print([shell.python_of(cell) is not None for cell in json.load(sys.stdin)])"
     )
-    import json
 
     plain = ["1 + 1", "x = 1\nls", "print('hi')", "def f():\n    return 1"]
     other = [
@@ -352,3 +350,22 @@ def test_a_failure_is_text_whatever_the_exception_does():
     failure = cells.failure_of(Bad())
     assert failure.name == "Bad"
     assert "cannot be had" in failure.value
+
+
+def test_no_home_gets_a_profile_but_the_sandbox_that_stores_something(tmp_path, executor):
+    code = (
+        "import json, sys\nsys.path[:] = json.loads(sys.argv[1])\n"
+        "from mentis_pool.runtime.cells import build_shell, warm_up\nbuild_shell()\nwarm_up()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, json.dumps(sys.path)],
+        env={"HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path / "i")},
+        check=True,
+    )
+    assert list(tmp_path.iterdir()) == []
+    asked = (
+        "import os\n_dir = get_ipython().profile_dir.location\n_dir.startswith(os.environ['HOME'])"
+    )
+    assert value(executor, asked) is True
+    executor.submit("%bookmark here").result()
+    assert "here" not in executor.submit("%bookmark -l").result().stdout
