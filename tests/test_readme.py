@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 import subprocess
 import sys
@@ -55,3 +57,33 @@ def test_an_example_of_the_readme_does_what_it_says(example, tmp_path):
 def test_the_first_example_prints_what_its_cells_print():
     done = subprocess.run([sys.executable, "-c", EXAMPLES[0]], capture_output=True, text=True)
     assert done.stdout == "1\n2\n3\n"
+
+
+COMMANDS = [
+    line.removeprefix("pip install . && ")
+    for block in re.findall(r"```sh\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    for line in block.splitlines()
+    if "mentis-pool" in line
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
+def test_a_command_of_the_readme_runs(command, tmp_path):
+    (tmp_path / "solution.py").write_text("print('solved')")
+    cells = [{"cell_type": "code", "source": "print('noted')"}]
+    (tmp_path / "notebook.ipynb").write_text(json.dumps({"nbformat": 4, "cells": cells}))
+    beside = os.path.dirname(sys.executable)
+    done = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{beside}:{os.environ['PATH']}"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, said in (("solution.py", "solved"), ("notebook.ipynb", "noted"), ("6 * 7", "42")):
+        assert (said in done.stdout) == (name in command)
+
+
+def test_there_are_commands_in_the_readme():
+    assert len(COMMANDS) == 3
