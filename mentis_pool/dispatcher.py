@@ -77,6 +77,10 @@ class Dispatcher(threading.Thread):
         except BaseException as exc:  # noqa: BLE001 - every live future is failed with it
             broken = exc
         self._ended(broken)
+        self.close()
+
+    def close(self) -> None:
+        """Give its descriptors back; for the thread itself, or where it could not be started."""
         self._selector.close()
         self._waker.close()
         self._wakee.close()

@@ -107,6 +107,8 @@ class Engine:
         self._followers: dict[Task, Follower] = {}
         self._ending = threading.Event()
         self._abandoned = False
+        self._over = False
+        """Whether the dispatcher has cleaned up: what comes now cleans up itself."""
         self._fault: BaseException | None = None
         self._broken: BrokenSandboxPool | None = None
         self._dispatcher: Dispatcher | None = None
@@ -134,9 +136,14 @@ class Engine:
             if self._pool.closing:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if self._dispatcher is None:
-                self._dispatcher = Dispatcher(self._drain, self._wake, self._end)
-                self._dispatcher.start()
-                self._threads.add(self._dispatcher)
+                dispatcher = Dispatcher(self._drain, self._wake, self._end)
+                try:
+                    dispatcher.start()
+                except RuntimeError:  # no more threads can be had: the next submit tries again
+                    dispatcher.close()
+                    raise
+                self._dispatcher = dispatcher
+                self._threads.add(dispatcher)
         if wanted("debug"):
             self._log("debug", "task_submitted", task)
         self._decide_for_caller(self._pool.add, task)
@@ -364,7 +371,12 @@ class Engine:
         self._bring(brought)
 
     def _bring(self, brought: _Connection | Exception) -> None:
-        self._arrived.append(brought)
+        with self._lock:
+            late = self._over
+            if not late:
+                self._arrived.append(brought)
+        if late and isinstance(brought, _Connection):
+            brought.close()
         assert self._dispatcher is not None
         self._dispatcher.wake()
 
@@ -438,6 +450,8 @@ class Engine:
         except InvalidStateError:
             # Somebody else set it: their outcome stays.
             pass
+        except BaseException as exc:  # noqa: BLE001 - a callback's SystemExit; the outcome is set
+            log("warning", "callback_raised", task_id=task.key, error=repr(exc))
         finally:
             task.future = None
             self._followers.pop(task, None)
@@ -488,6 +502,7 @@ class Engine:
         for sandbox in sorted(self._sandboxes):
             log("debug", "sandbox_retired", sandbox_id=self._name(sandbox))
         with self._lock:
+            self._over = True
             connection, self._connection = self._connection, None
         for brought in [connection, *self._arrived]:
             if isinstance(brought, _Connection):

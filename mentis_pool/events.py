@@ -48,4 +48,7 @@ def wanted(level: Level) -> bool:
 def log(level: Level, event: str, /, **fields: Any) -> None:
     """Log one event: a noun and a past verb, and its fields."""
     logger = _to_structlog if structlog.is_configured() else _to_logging
-    getattr(logger, level)(event, **fields)
+    try:
+        getattr(logger, level)(event, **fields)
+    except Exception as exc:  # noqa: BLE001 - the application's processors: no task is lost for a log
+        _standard.warning("the event %s could not be logged: %r", event, exc)

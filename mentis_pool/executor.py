@@ -20,6 +20,7 @@ from mentis_pool.errors import BrokenSandboxPool, MentisPoolError
 from mentis_pool.future import CellFuture
 from mentis_pool.observations import Stream
 from mentis_pool.payload import pickle_variables
+from mentis_pool.pool_stream import MAX_RUN
 from mentis_pool.results import CellResult
 from mentis_pool.runtime.local import LocalRuntime
 from mentis_pool.task import Settings, Task
@@ -107,6 +108,7 @@ class SandboxExecutor(Executor):
         Raises:
             TypeError: the cell is no str.
             PayloadError: a variable cannot travel; it is named.
+            ValueError: cell, variables and stdin are over 60 MiB together.
             RuntimeError: after `shutdown`.
         """
         if not isinstance(cell, str):
@@ -116,10 +118,17 @@ class SandboxExecutor(Executor):
     def _submit(self, cells: Sequence[str], variables: dict[str, Any]) -> CellFuture:
         """Run several cells one after the other in one sandbox, as one task."""
         settings = self._settings
+        sources = [to_bytes(cell) for cell in cells]
+        pickles = pickle_variables(variables) if variables else {}
+        size = sum(map(len, sources)) + sum(map(len, pickles.values())) + len(settings.stdin or "")
+        if size > MAX_RUN:
+            raise ValueError(
+                f"the cell, its variables and its stdin have {size} bytes, over the limit of {MAX_RUN}"
+            )
         task = Task(
             key=settings.task_id or secrets.token_hex(6),
-            sources=[to_bytes(cell) for cell in cells],
-            variables=pickle_variables(variables) if variables else {},
+            sources=sources,
+            variables=pickles,
             settings=settings,
             max_output=self._max_output,
             now=time.monotonic(),

@@ -55,7 +55,7 @@ class Follower:
         while isinstance(piece := self._pieces.get(), Stream):
             try:
                 self._on_output(piece)
-            except Exception as exc:  # noqa: BLE001 - the user's function; the task goes on
+            except BaseException as exc:  # noqa: BLE001 - the user's function; the task goes on
                 if not raised:
                     log("warning", "on_output_raised", task_id=self._task_id, error=repr(exc))
                 raised = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 
 from mentis_pool.errors import PayloadError
+from mentis_pool.pool_stream import MAX_RUN
 
 # Of these, pickle alone gives the same bytes as cloudpickle, sooner.
 _SIMPLE = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray))
@@ -21,13 +22,21 @@ def pickle_variables(variables: dict[str, object]) -> dict[str, bytes]:
     imported by its name.
 
     Raises:
-        PayloadError: one cannot be pickled, or has no name of Python's; the
-            message names it.
+        PayloadError: one cannot be pickled, is too large, or has no name of
+            Python's; the message names it.
     """
     for name in variables:
         if not name.isidentifier():
             raise PayloadError(f"{name!r} cannot be the name of a variable")
-    return {name: _pickle(name, value) for name, value in variables.items()}
+    pickles = {name: _pickle(name, value) for name, value in variables.items()}
+    total = sum(map(len, pickles.values()))
+    if total > MAX_RUN:
+        largest = max(pickles, key=lambda name: len(pickles[name]))
+        raise PayloadError(
+            f"the variables have {total} bytes, over the limit of {MAX_RUN}; "
+            f"the largest is {largest!r} with {len(pickles[largest])}"
+        )
+    return pickles
 
 
 def _pickle(name: str, value: object) -> bytes:

@@ -24,6 +24,10 @@ PATH = "/v1/pool"
 State = Literal["fresh", "reuse"]
 
 
+MAX_RUN = 60 * 1024 * 1024
+"""Bytes of sources, variables and input that one run may have, all together."""
+
+
 class _Message(msgspec.Struct, frozen=True, array_like=True):
     """Base: a small array on the wire, its tag first."""
 

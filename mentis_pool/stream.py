@@ -94,6 +94,11 @@ class _Wire:
 
     def close(self) -> None:
         self._closed = True
+        try:
+            # A forked child of this process may hold the socket open.
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is closed, or the other side is gone
         self._sock.close()
 
 

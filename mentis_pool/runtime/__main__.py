@@ -7,6 +7,7 @@ so too, since a forked child of the client would keep the pipe open.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -68,9 +69,15 @@ def _start_zygote(config: dict[str, Any]) -> tuple[socket.socket, subprocess.Pop
 
 def _serve(config: dict[str, Any], zygote: socket.socket) -> None:
     import asyncio
+    import resource
 
     from mentis_pool.runtime.server import server
     from mentis_pool.runtime.supervisor import Supervisor
+
+    # Each sandbox takes a handful of descriptors here; the sandboxes keep their own limit.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS takes no infinity
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()

@@ -25,6 +25,9 @@ DISPLAY_LIMIT = 64 * 1024 * 1024
 """Bytes of displays of one action, where ``max_output`` sets no lower limit."""
 
 
+_MOST = 1 << 53
+
+
 class Action:
     """What one run has said so far, and how much its reader still takes."""
 
@@ -66,7 +69,8 @@ class Action:
     def shown(self, shown: Display | Cut) -> list[Observation]:
         """Its worker displayed something, or had to leave it out."""
         if isinstance(shown, Cut):
-            self._displays_cut += shown.bytes
+            # A hostile worker's number: it must fit the wire, however often it is said.
+            self._displays_cut = min(self._displays_cut + max(0, shown.bytes), _MOST)
             return []
         size = shown.bundle.size
         # One without content costs its reader memory as well.

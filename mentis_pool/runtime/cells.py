@@ -269,6 +269,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         self.user_ns_hidden.clear()
         self.displayhook._ = self.displayhook.__ = self.displayhook.___ = ""
         self.history_manager.reset()
+        # Kept for a database that is not there: all sources of a kept process.
+        self.history_manager.db_input_cache.clear()
         self.execution_count = 1
         self.init_user_ns()
         self.user_ns.update(_="", __="", ___="")

@@ -74,7 +74,14 @@ class Init:
         # Where cells do not stumble over it.
         theirs = socket.socket(fileno=worker.moved_away(theirs.detach()))
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            # A cell that runs goes on; the supervisor decides what this means.
+            ours.close()
+            theirs.close()
+            self._sock.sendall(wire.pack(wire.Forked(0)))
+            return
         if pid == 0:
             try:
                 signal.set_wakeup_fd(-1)

@@ -145,6 +145,9 @@ class LocalRuntime:
         """End it, with all its sandboxes, and wait for that; its directory goes as well."""
         assert self._lifeline is not None
         try:
+            # A word, not only the end: a forked child of this process may hold the pipe open.
+            if not self._lifeline.closed:
+                self._lifeline.write(b"stop\n")
             self._lifeline.close()
         except BrokenPipeError:
             pass

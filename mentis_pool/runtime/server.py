@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mentis_pool._version import __version__
 from mentis_pool.errors import ProtocolError
-from mentis_pool.observations import Display, Observation, Stream
+from mentis_pool.observations import Display, End, Observation, Stream
 from mentis_pool.pool_stream import (
     PATH,
     SUBPROTOCOL,
@@ -67,6 +67,8 @@ class Session:
 
     def said(self, action: int, observation: Observation) -> None:
         """Something was observed of an action."""
+        if isinstance(observation, End):
+            self._of_action.pop(action, None)
         self._size += _size(observation)
         self._put(Said(action, observation))
 
@@ -176,15 +178,21 @@ def application(supervisor: Supervisor) -> Starlette:
         session = Session(supervisor)
         sender = Sender()
         sending = asyncio.ensure_future(session.send(websocket, sender))
+        receiving = asyncio.ensure_future(session.receive(websocket))
         try:
             await session.welcome()
-            await session.receive(websocket)
+            # Either way round: without one of them the client would wait for ever.
+            await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
+            for ended in (sending, receiving):
+                if ended.done():
+                    ended.result()
         except (WebSocketDisconnect, asyncio.CancelledError):
             pass  # the client is gone, or the runtime ends
         except ProtocolError as exc:
             await websocket.close(1002, str(exc)[:100])
         finally:
             sending.cancel()
+            receiving.cancel()
             session.end()
 
     return Starlette(

@@ -8,6 +8,7 @@ an end-of-file that ends it::
     deadline passed           the interrupt works · grace passes and it is killed
     killed                    its death · patience passes and the sandbox is given up
     retiring                  Retired · patience passes and the sandbox is given up
+    a worker to be forked     Forked · patience passes and the sandbox is given up
     an init's socket          end-of-file: the sandbox is lost
     the zygote's socket       end-of-file: the runtime ends
 """
@@ -15,6 +16,7 @@ an end-of-file that ends it::
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import secrets
@@ -35,6 +37,8 @@ GRACE = 0.5
 """Seconds that a cell has between the interrupt and the kill."""
 PATIENCE = 10.0
 """Seconds within which the kernel kills a process and a directory is emptied."""
+FORK_PATIENCE = 30.0
+"""Seconds within which an init forks a worker, on a busy machine too."""
 END_OF_FILE = "end of file"
 LAST_BREATH = 0.05
 """Seconds between the end of a worker's socket and the news of its death."""
@@ -150,6 +154,8 @@ class _Worker:
     def __init__(self, pid: int, sock: socket.socket, sandbox: Sandbox) -> None:
         self.pid = pid
         self.said: Any = None
+        self.signalled = False
+        """Whether a signal is on its way, which must not reach another cell."""
         self.channel: Channel[wire.FromWorker] = Channel(
             sock, wire.FromWorker, lambda message: sandbox.heard(self, message), self._closed
         )
@@ -182,6 +188,7 @@ class Sandbox:
         self._closed = False
         self._start_deaths = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._fork_timer: asyncio.TimerHandle | None = None
         self._pipes: dict[StreamName, int] = {}
         self._paused: set[StreamName] = set()
         self._init = self._start()
@@ -190,28 +197,31 @@ class Sandbox:
     # ── its life ────────────────────────────────────────────────────────────
 
     def _start(self) -> Channel[wire.FromInit]:
-        os.mkdir(self._directory, mode=0o700)
-        isolation.prepare(self._directory)
-        ours, theirs = socket.socketpair()
-        writers = []
-        for name in ("stdout", "stderr"):
-            reader, writer = os.pipe()
-            os.set_blocking(reader, False)
-            try:
-                fcntl.fcntl(writer, 1031, _CHUNK)  # F_SETPIPE_SZ (fcntl(2), Linux): fewer wake-ups
-            except OSError:
-                pass
-            self._pipes[name] = reader
-            writers.append(writer)
-        try:
-            self._supervisor.fork_init(self._directory, [theirs.fileno(), *writers])
-        finally:
-            theirs.close()
-            for writer in writers:
-                os.close(writer)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            ours.callback(_remove, self._directory)
+            os.mkdir(self._directory, mode=0o700)
+            isolation.prepare(self._directory)
+            sock, far = socket.socketpair()
+            ours.callback(sock.close)
+            theirs.callback(far.close)
+            fds = [far.fileno()]
+            for name in ("stdout", "stderr"):
+                reader, writer = os.pipe()
+                ours.callback(os.close, reader)
+                theirs.callback(os.close, writer)
+                fds.append(writer)
+                os.set_blocking(reader, False)
+                try:
+                    # F_SETPIPE_SZ (fcntl(2), Linux): fewer wake-ups
+                    fcntl.fcntl(writer, 1031, _CHUNK)
+                except OSError:
+                    pass
+                self._pipes[name] = reader
+            self._supervisor.fork_init(self._directory, fds)
+            ours.pop_all()
         for name in self._pipes:
             self._watch(name)
-        return Channel(ours, wire.FromInit, self._told, self._lost)
+        return Channel(sock, wire.FromInit, self._told, self._lost)
 
     def close(self, reason: str = "closed") -> None:
         """End it, with all that runs in it; an action that runs gets its End first."""
@@ -223,6 +233,7 @@ class Sandbox:
             return
         self._closed = True
         self._cancel_timer()
+        self._cancel_fork_timer()
         if self._action is not None:
             self._end_action(Error("died", f"the sandbox was lost: {reason}"), End(0.0))
         for worker in (self._worker, self._spare):
@@ -255,9 +266,20 @@ class Sandbox:
         if not self._forking:
             self._forking = True
             self._init.send(wire.Fork())
+            self._fork_timer = self._loop.call_later(FORK_PATIENCE, self._give_up_fork)
+
+    def _give_up_fork(self) -> None:
+        self._supervisor.kill_init(self._directory)
+        self._lost(f"no worker was there within {FORK_PATIENCE:g} s")
 
     def _forked(self, pid: int) -> None:
         self._forking = False
+        self._cancel_fork_timer()
+        if not self._init.fds:
+            # No process could be forked, or the kernel had no descriptor to give us.
+            if self._worker is None:
+                self._lost("there are no processes or descriptors left for a worker")
+            return
         worker = _Worker(pid, socket.socket(fileno=self._init.fds.popleft()), self)
         if not self._ready:
             self._ready = True
@@ -336,16 +358,19 @@ class Sandbox:
     def _time_out(self) -> None:
         if self._action is not None and self._worker is not None:
             self._action.timed_out = True
+            self._worker.signalled = True
             self._init.send(wire.Signal(self._worker.pid, signal.SIGINT))
             self._set_timer(GRACE, self._kill)
 
     def _kill(self, said: Error | None = None) -> None:
         if self._worker is not None:
             self._worker.said = said
+            self._worker.signalled = True
             self._init.send(wire.Signal(self._worker.pid, signal.SIGKILL))
             self._set_timer(PATIENCE, self._give_up)
 
     def _give_up(self) -> None:
+        self._supervisor.kill_init(self._directory)
         self._lost(f"its processes could not be ended within {PATIENCE:g} s")
 
     def _died(self, message: wire.Died) -> None:
@@ -378,7 +403,8 @@ class Sandbox:
         self._cancel_timer()
         self._end_action(said, used)
         # A script has ended as a process does: its threads and exit handlers are through.
-        if self._state == "fresh" or action.run.argv is not None or not worker_lives:
+        ended = self._state == "fresh" or action.run.argv is not None
+        if ended or worker.signalled or not worker_lives:
             self._retire(worker)
         else:
             self._next()
@@ -459,6 +485,11 @@ class Sandbox:
             self._timer.cancel()
             self._timer = None
 
+    def _cancel_fork_timer(self) -> None:
+        if self._fork_timer is not None:
+            self._fork_timer.cancel()
+            self._fork_timer = None
+
 
 class Supervisor:
     """The zygote, and the sandboxes that were forked from it.
@@ -503,6 +534,10 @@ class Supervisor:
         self._zygote_socket.setblocking(True)
         socket.send_fds(self._zygote_socket, [wire.pack(wire.NewSandbox(directory))], fds)
         self._zygote_socket.setblocking(False)
+
+    def kill_init(self, directory: str) -> None:
+        """Have the zygote kill the init of this sandbox, which does not end by itself."""
+        self._zygote.send(wire.EndSandbox(directory))
 
     def discard(self, sandbox: Sandbox, directory: str) -> None:
         """A sandbox has ended: its files go once its processes are gone."""

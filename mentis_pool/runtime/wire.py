@@ -30,6 +30,12 @@ class NewSandbox(_Message, tag=0, frozen=True):
     directory: str
 
 
+class EndSandbox(_Message, tag=3, frozen=True):
+    """Kill the init of the sandbox whose files are in this directory."""
+
+    directory: str
+
+
 class Ready(_Message, tag=1, frozen=True):
     """The zygote is warm."""
 
@@ -61,7 +67,10 @@ class Signal(_Message, tag=12, frozen=True):
 
 
 class Forked(_Message, tag=20, frozen=True):
-    """A worker is there; the descriptor sent along is the other end of its socket."""
+    """A worker is there; the descriptor sent along is the other end of its socket.
+
+    Without a descriptor there is none: no process could be forked.
+    """
 
     pid: int
 
@@ -93,6 +102,7 @@ class RunCells(_Message, tag=30, frozen=True):
     argv: list[bytes] | None
 
 
+ToZygote = NewSandbox | EndSandbox
 FromZygote = Ready | Failed
 ToInit = Fork | Retire | Signal
 FromInit = Forked | Died | Retired

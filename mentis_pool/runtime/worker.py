@@ -78,7 +78,7 @@ class Worker:
                 if self._used or command.stdin is not None:
                     self._stdin(command.stdin)
                 self._used = True
-                os.chdir(self._work)
+                self._begin()
                 self._running = True
                 said = self._execute(command)
             finally:
@@ -93,6 +93,16 @@ class Worker:
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         self._sock.sendall(wire.pack(said) + wire.pack(used))
+
+    def _begin(self) -> None:
+        """What must hold for each cell, whatever the one before did to what they share."""
+        for fd in (1, 2):
+            os.set_blocking(fd, True)
+        try:
+            os.chdir(self._work)
+        except OSError:
+            os.makedirs(self._work, mode=0o700, exist_ok=True)
+            os.chdir(self._work)
 
     def _interrupt(self, *_: object) -> None:
         if self._running:

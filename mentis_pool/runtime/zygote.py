@@ -47,7 +47,8 @@ def main(fd: int, preload: list[str]) -> None:
 class _Zygote:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._inits: set[int] = set()
+        self._inits: dict[int, str] = {}
+        """Directories of sandboxes, by the pid of their init."""
         self._woken, self._wake = os.pipe()
         # An init has its sandbox's pipes in the place of this.
         self._log = os.dup(2)
@@ -59,7 +60,7 @@ class _Zygote:
         os.set_blocking(self._woken, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        requests = wire.Unpacker(wire.NewSandbox)
+        requests = wire.Unpacker[wire.ToZygote](wire.ToZygote)  # type: ignore[arg-type]
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
@@ -75,11 +76,19 @@ class _Zygote:
                 # One request has one set of descriptors, and is read alone: the
                 # kernel ends a read where descriptors came along.
                 for request in requests.feed(data):
-                    self._fork(request, fds)
+                    if isinstance(request, wire.NewSandbox):
+                        self._fork(request, fds)
+                    else:
+                        self._kill_init(request.directory)
         self._end()
 
     def _fork(self, request: wire.NewSandbox, fds: list[int]) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            # The supervisor sees the end of the socket: that sandbox is lost, and no other.
+            os.write(self._log, f"no sandbox can be forked: {exc}\n".encode())
+            pid = -1
         if pid == 0:
             code = 1
             try:
@@ -94,9 +103,16 @@ class _Zygote:
                 os.write(self._log, traceback.format_exc().encode())
             finally:
                 os._exit(code)
-        self._inits.add(pid)
+        if pid > 0:
+            self._inits[pid] = request.directory
         for fd in fds:
             os.close(fd)
+
+    def _kill_init(self, directory: str) -> None:
+        # Its workers are killed with it; what else it had becomes our child, and is killed as such.
+        for pid, its in self._inits.items():
+            if its == directory:
+                os.kill(pid, signal.SIGKILL)
 
     def _reap(self) -> None:
         while True:
@@ -106,7 +122,7 @@ class _Zygote:
                 return
             if pid == 0:
                 break
-            self._inits.discard(pid)
+            self._inits.pop(pid, None)
         # Whoever is our child and no init was left by one that was killed.
         for pid in posix.children():
             if pid not in self._inits:
@@ -117,8 +133,12 @@ class _Zygote:
         while self._inits and time.monotonic() < deadline:
             select.select([self._woken], [], [], 0.1)
             self._reap()
-        for pid in [*self._inits, *posix.children()]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        # Children of those that are killed become ours, so look again.
+        while left := {*self._inits, *posix.children()}:
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                except (ProcessLookupError, ChildProcessError):
+                    pass
+                self._inits.pop(pid, None)
