@@ -324,3 +324,58 @@ def test_an_unhandled_exception_in_the_block_still_ends_everything(own_temp, pro
     assert "ZeroDivisionError" in err
     assert process.returncode == 1
     assert nothing_left(own_temp, processes)
+
+
+def test_a_callback_that_exits_ends_no_thread_of_ours(executor):
+    def leave(future):
+        raise SystemExit
+
+    futures = [executor.submit("import time; time.sleep(0.1)") for _ in range(3)]
+    for future in futures:
+        future.add_done_callback(leave)
+    assert [future.result(10).error for future in futures] == [None] * 3
+    assert executor.submit("1").result(10).value == 1
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(own_temp, monkeypatch):
+    def no_more(self):
+        raise RuntimeError("can't start new thread")
+
+    with SandboxExecutor(max_workers=1) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_more)
+            with pytest.raises(RuntimeError, match="start new thread"):
+                executor.submit("1")
+        assert executor.submit("2").result(20).value == 2
+
+
+def test_a_forked_child_of_the_client_holds_nothing_up(own_temp, processes):
+    executor = SandboxExecutor(max_workers=1)
+    executor.submit("1").result(20)
+    child = os.fork()
+    if child == 0:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        begun = time.monotonic()
+        executor.shutdown()
+        assert time.monotonic() - begun < 5, "a limit of ten seconds, then a kill"
+        assert not set(processes(own_temp)) - {child}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_one_that_has_few_descriptors_loses_no_future():
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+from mentis_pool import SandboxExecutor
+executor = SandboxExecutor(max_workers=80)
+futures = [executor.submit("import time; time.sleep(0.5)") for _ in range(80)]
+print(len([future.exception(25) for future in futures]))
+print(executor.submit("1").result(25).value)
+executor.shutdown()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "80\n1\n", done.stderr[-2000:]

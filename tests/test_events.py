@@ -126,3 +126,15 @@ def test_a_percent_sign_is_no_format(caplog):
     log("warning", "thing_happened", text="100 %s %d%%")
     assert caplog.messages == ["thing_happened text='100 %s %d%%'"]
     assert caplog.records[0].fields == {"text": "100 %s %d%%"}
+
+
+def test_an_event_that_cannot_be_logged_costs_nobody_anything(executor, monkeypatch, caplog):
+    def broken(logger, method, event):
+        raise RuntimeError("no disk")
+
+    structlog.configure(processors=[broken])
+    try:
+        assert executor.submit("1").result(10).value == 1
+    finally:
+        structlog.reset_defaults()
+    assert "task_finished could not be logged: RuntimeError('no disk')" in caplog.text

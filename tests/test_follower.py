@@ -44,3 +44,16 @@ def test_what_a_callback_raises_is_logged_once_and_it_is_called_again(caplog):
     follower.join()
     assert len(calls) == 3
     assert [record.fields["task_id"] for record in caplog.records] == ["t-9"]
+
+
+def test_what_would_end_a_thread_does_not_end_this_one():
+    ended = threading.Event()
+
+    def leave(piece):
+        raise SystemExit
+
+    follower = Follower("t", leave, lambda count: None)
+    follower.put(Stream("stdout", b"x"))
+    follower.end(ended.set)
+    assert ended.wait(5)
+    follower.join()

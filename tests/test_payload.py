@@ -138,3 +138,10 @@ def test_ctrl_c_is_no_payload_error():
 
     with pytest.raises(KeyboardInterrupt):
         pickle_variables({"x": Interrupted()})
+
+
+def test_variables_that_are_too_large_together_are_refused_and_the_largest_named(monkeypatch):
+    monkeypatch.setattr("mentis_pool.payload.MAX_RUN", 1000)
+    assert pickle_variables({"x": b"1" * 900})
+    with pytest.raises(PayloadError, match="over the limit of 1000; the largest is 'y'"):
+        pickle_variables({"x": b"1" * 400, "y": b"1" * 700})

@@ -71,6 +71,7 @@ class Worker:
         said: Result | Error
         try:
             try:
+                self._begin()
                 if self._used:
                     self._prepare()
                     # Not before: what the last cell held is only now given back.
@@ -78,7 +79,6 @@ class Worker:
                 if self._used or command.stdin is not None:
                     self._stdin(command.stdin)
                 self._used = True
-                self._begin()
                 self._running = True
                 said = self._execute(command)
             finally:
@@ -96,7 +96,7 @@ class Worker:
 
     def _begin(self) -> None:
         """What must hold for each cell, whatever the one before did to what they share."""
-        for fd in (1, 2):
+        for fd in self._out:
             os.set_blocking(fd, True)
         try:
             os.chdir(self._work)

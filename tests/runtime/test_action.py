@@ -257,3 +257,11 @@ def test_a_death_is_told_as_the_system_tells_it():
     assert death(os.waitpid(pid, 0)[1]).exit_code == 7
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", "kill -9 $$"], {})
     assert death(os.waitpid(pid, 0)[1]).signal == 9
+
+
+def test_a_hostile_count_of_what_was_cut_still_fits_the_wire():
+    action = Action(a_run())
+    for count in (2**64 - 1, 2**64 - 1, 5, -(2**63)):
+        assert action.shown(Cut("displays", count)) == []
+    cut = [o for o in action.finish(Result(), End(0.0), 1.0) if isinstance(o, Cut)]
+    assert cut == [Cut("displays", 2**53)]

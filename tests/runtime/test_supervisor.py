@@ -315,3 +315,61 @@ def test_output_is_live(executor):
     assert time.monotonic() - begun < 0.9
     assert not future.done()
     future.result()
+
+
+def test_what_a_cell_did_to_its_descriptors_is_not_there_for_the_next(single):
+    single.submit("import os; os.set_blocking(1, False); os.set_blocking(2, False)").result()
+    assert len(single.submit("print('x' * 5_000_000)").result().stdout) == 5_000_001
+
+
+def test_a_kept_process_finds_its_directory_again(reuse):
+    reuse.submit("import os; os.rmdir(os.getcwd())").result()
+    assert reuse.submit("import os; os.listdir()").result().value == []
+
+
+def test_a_kept_process_keeps_no_sources(reuse):
+    peak = "import gc; sum(isinstance(o, list) for o in gc.get_objects()); " + "#" * 100_000
+    memory = "open('/proc/self/statm').read().split()[1]"
+    reuse.submit(memory).result()
+    before = int(reuse.submit(memory).result().value)
+    for _ in range(100):
+        reuse.submit(peak).result()
+    after = int(reuse.submit(memory).result().value)
+    assert (after - before) * 4096 < 5_000_000, "a hundred sources have ten million bytes"
+
+
+@pytest.mark.parametrize("cell", ["while True: pass", "import time; time.sleep(20)"])
+def test_a_process_that_was_signalled_runs_no_other_cell(reuse, cell):
+    pid = reuse.submit("import os; os.getpid()").result().value
+    with pytest.raises(CellTimeout):
+        reuse.options(timeout=0.1).submit(cell).result()
+    assert reuse.submit("import os; os.getpid()").result().value != pid
+
+
+def test_a_cell_that_forges_counts_harms_nobody(executor):
+    other = executor.submit("import time; time.sleep(0.5); 5")
+    forger = executor.submit(
+        "import os\nfrom mentis_pool.runtime import wire\nfrom mentis_pool.observations import Cut\n"
+        "for fd in map(int, os.listdir('/proc/self/fd')):\n"
+        "    try:\n"
+        "        if os.readlink(f'/proc/self/fd/{fd}').startswith('socket'):\n"
+        "            os.write(fd, wire.pack(Cut('displays', 2**64 - 1)) * 3)\n"
+        "    except OSError: pass"
+    )
+    assert forger.exception(20) is None
+    assert other.result(20).value == 5
+
+
+def test_a_stopped_first_process_is_killed_with_all_that_it_has(monkeypatch, own_temp, eventually):
+    cell = (
+        "import os, signal, time\n"
+        "if os.fork() == 0:\n    os.setsid()\n    time.sleep(300)\n    os._exit(0)\n"
+        "print(os.getppid(), os.getpid(), flush=True)\n"
+        "os.kill(os.getppid(), signal.SIGSTOP)\nwhile True: pass"
+    )
+    with SandboxExecutor(max_workers=1) as executor:
+        future = executor.options(timeout=0.2).submit(cell)
+        assert future.exception(30) is not None
+        first, worker = map(int, future.exception().result.stdout.split())
+        eventually(lambda: not psutil.pid_exists(first) and not psutil.pid_exists(worker))
+        assert executor.submit("1").result(20).value == 1

@@ -24,6 +24,7 @@ from mentis_pool.observations import (
 from mentis_pool.runtime.wire import (
     MAX_MESSAGE,
     Died,
+    EndSandbox,
     Failed,
     Fork,
     Forked,
@@ -37,12 +38,13 @@ from mentis_pool.runtime.wire import (
     RunCells,
     Signal,
     ToInit,
+    ToZygote,
     Unpacker,
     pack,
 )
 
 EACH = [
-    (NewSandbox, [NewSandbox("/tmp/é")]),
+    (ToZygote, [NewSandbox("/tmp/é"), EndSandbox("/tmp/é")]),
     (FromZygote, [Ready(), Failed("no IPython")]),
     (ToInit, [Fork(), Retire(5), Signal(5, 9)]),
     (FromInit, [Forked(5), Died(5, 9, 0.5, 2**40), Retired(5)]),
