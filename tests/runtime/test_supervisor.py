@@ -267,19 +267,20 @@ def test_a_slow_callback_slows_its_own_cell_and_gets_everything(executor):
 
 def test_a_callback_that_blocks_holds_its_cell_back():
     """The cell stops at what fits between it and the callback: it cannot run away."""
-    release = threading.Event()
+    arrived, release = threading.Event(), threading.Event()
     with SandboxExecutor(max_workers=2) as executor:
-        view = executor.options(on_output=lambda piece: release.wait(30))
+        view = executor.options(on_output=lambda piece: (arrived.set(), release.wait(30)))
         loud = view.submit(
             "import time\nbegun = time.monotonic()\nfor _ in range(100): print('x' * 99_999)\n"
             "time.monotonic() - begun"
         )
-        time.sleep(0.7)
+        assert arrived.wait(20)
+        time.sleep(0.5)
         assert not loud.done()
         assert executor.submit("1").result().value == 1
         release.set()
         result = loud.result(30)
-        assert result.value > 0.4  # of the 0.7 s, less the start
+        assert result.value > 0.5  # it began before the first piece arrived
         assert len(result.stdout) == 10_000_000
 
 
