@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import re
+import secrets
 import signal
 import sys
 import threading
@@ -338,6 +339,13 @@ def _count(text: str) -> int:
     return count
 
 
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 65536:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
+    return port
+
+
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not seconds > 0:
@@ -380,7 +388,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--out", metavar="FILE", help="write results to FILE, a line of JSON each, in order"
     )
+    _add_serve(commands, log)
     parsed, rest = parser.parse_known_args(arguments)
+    if parsed.command == "serve":
+        if rest:
+            parser.error(f"unrecognized argument: {rest[0]}")
+        return parsed
     # argparse takes files up to the first option only.
     for word in rest:
         if word.startswith("-") and word != "-":
@@ -394,6 +407,63 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         if path != "-" and not os.path.isfile(path):
             run.error(f"there is no file {path}")
     return parsed
+
+
+def _add_serve(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], log: argparse.ArgumentParser
+) -> None:
+    serve = commands.add_parser(
+        "serve",
+        parents=[log],
+        help="serve sandboxes to other programs and other machines",
+        description="Serve sandboxes on TCP until it is told to stop (Ctrl-C, SIGTERM): to "
+        "SandboxExecutor(runtime=URL, token=TOKEN), and to clients of a Mentis runtime. Clients "
+        "must give a token, which is printed at the start, or taken from MENTIS_RUNTIME_TOKEN.",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=_port, default=5266, help="port; 0 for any (5266)")
+    serve.add_argument(
+        "--no-token", action="store_true", help="ask for no token; on loopback addresses only"
+    )
+    serve.add_argument(
+        "--insecure",
+        action="store_true",
+        help="serve to other machines, though the sandboxes have no walls yet",
+    )
+    serve.add_argument(
+        "--max-sandboxes",
+        type=_count,
+        metavar="N",
+        help="sandboxes at most (what the memory and the CPUs are enough for)",
+    )
+    serve.add_argument(
+        "--preload",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this once, for all cells; repeatable",
+    )
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    if sys.platform == "win32":
+        print("mentis-pool: serve needs fork(), which Windows has not", file=sys.stderr)
+        return 2
+    from mentis_pool.runtime import serve
+
+    token = None
+    if not parsed.no_token:
+        token = os.environ.get("MENTIS_RUNTIME_TOKEN") or secrets.token_urlsafe(24)
+    reason = serve.refusal(parsed.host, token, parsed.insecure)
+    if reason is not None:
+        print(f"mentis-pool: {reason}", file=sys.stderr)
+        return 2
+    try:
+        return serve.serve(parsed.host, parsed.port, token, parsed.max_sandboxes, parsed.preload)
+    except OSError as exc:
+        where = f"{parsed.host} port {parsed.port}"
+        print(f"mentis-pool: {where} cannot be served: {exc}", file=sys.stderr)
+        return 2
 
 
 def _log_to(path: str) -> IO[str]:
@@ -464,6 +534,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             if "log" in parsed:
                 _log_to(parsed.log)
+            if parsed.command == "serve":
+                return _serve(parsed)
             out = None if parsed.out is None else open(parsed.out, "w", encoding="utf-8")
         except OSError as exc:
             print(f"mentis-pool: {exc}", file=sys.stderr)

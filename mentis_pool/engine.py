@@ -47,7 +47,7 @@ from mentis_pool.pool import (
     Started,
     Stop,
 )
-from mentis_pool.pool_stream import Closed, Command, Credit, Event, Open, Opened, Run, Said
+from mentis_pool.pool_stream import Closed, Command, Credit, Event, Open, Opened, Refused, Run, Said
 from mentis_pool.pool_stream import State as SandboxState
 from mentis_pool.results import CellResult
 from mentis_pool.runtime.local import LocalRuntime
@@ -306,6 +306,10 @@ class Engine:
                 "warning", "sandbox_lost", sandbox_id=self._name(event.sandbox), reason=event.reason
             )
             self._decide(self._pool.closed, event.sandbox, event.reason, now)
+        elif isinstance(event, Refused):
+            name = self._name(event.sandbox)
+            log("warning", "sandbox_refused", sandbox_id=name, reason=event.reason)
+            self._decide(self._pool.refused, event.sandbox, event.reason)
         elif isinstance(event, Opened):
             self._sandboxes.add(event.sandbox)
             seconds = round(event.seconds, 6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import secrets
 import time
 import weakref
@@ -22,7 +21,7 @@ from mentis_pool.observations import Stream
 from mentis_pool.payload import pickle_variables
 from mentis_pool.pool_stream import MAX_RUN
 from mentis_pool.results import CellResult
-from mentis_pool.runtime.local import LocalRuntime
+from mentis_pool.runtime.local import LocalRuntime, cpus
 from mentis_pool.task import Settings, Task
 from mentis_pool.text import to_bytes
 
@@ -65,7 +64,7 @@ class SandboxExecutor(Executor):
         preload: Sequence[str] = (),
     ) -> None:
         if max_workers is None:
-            max_workers = _cpus()
+            max_workers = cpus()
         _check_count("max_workers", max_workers, 1)
         _check_count("retries", retries, 0)
         if max_output is not None:
@@ -79,7 +78,7 @@ class SandboxExecutor(Executor):
         if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
             raise TypeError(f"preload must be a list of module names, not {preload!r}")
         modules = list(preload)
-        threads = max(1, _cpus() // max_workers)
+        threads = max(1, cpus() // max_workers)
         self._max_output = max_output
         self._settings = Settings(timeout=_checked_timeout(timeout))
         self._engine = Engine(
@@ -282,13 +281,6 @@ def _result_of(future: CellFuture) -> CellResult:
         return future.result()
     assert isinstance(error, MentisPoolError), error
     return error.result if error.result is not None else CellResult(error=error)
-
-
-def _cpus() -> int:
-    """The CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_count(name: str, value: object, least: int) -> None:

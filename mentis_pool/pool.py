@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 from collections import deque
 
+from mentis_pool.errors import RuntimeRejected
 from mentis_pool.observations import End, Observation, Start
 from mentis_pool.task import State, Task
 
@@ -95,6 +96,8 @@ class Pool:
 
     def __init__(self, max_workers: int, retries: int) -> None:
         self._max_workers = max_workers
+        self._room = max_workers
+        """How many sandboxes the runtime has room for, as far as is known."""
         self._retries = retries
         self._queue: deque[Task] = deque()
         self._running: dict[int, Task] = {}
@@ -130,6 +133,7 @@ class Pool:
         self._connecting = False
         self._connected = True
         self._connection += 1
+        self._room = self._max_workers
         return self._go_on()
 
     def unavailable(self, error: Exception) -> list[Order]:
@@ -151,6 +155,22 @@ class Pool:
     def closed(self, sandbox: int, reason: str, now: float) -> list[Order]:
         """A sandbox is lost."""
         return [*self._lose(sandbox, reason, now), *self._go_on()]
+
+    def refused(self, sandbox: int, reason: str) -> list[Order]:
+        """The runtime has no room for this sandbox: those that there are do the work.
+
+        Where there are none, whoever waits hears why. The next task tries again.
+        """
+        task = self._busy.pop(sandbox, None)
+        if task is not None:
+            del self._running[task.action]
+            task.refused()
+            bisect.insort(self._queue, task, key=_number)
+        self._room = len(self._idle) + len(self._busy)
+        if self._room:
+            return self._go_on()
+        self._room = self._max_workers
+        return [*self._refuse(RuntimeRejected(reason)), *self._go_on()]
 
     def said(self, action: int, observation: Observation, now: float) -> list[Order]:
         """The runtime said something about an action; of one that has ended, it is ignored."""
@@ -214,7 +234,7 @@ class Pool:
         return orders
 
     def _can_open(self) -> bool:
-        return len(self._idle) + len(self._busy) < self._max_workers
+        return len(self._idle) + len(self._busy) < self._room
 
     def _send(self, task: Task) -> Send:
         # The one that has been idle longest: it has cleaned up after its last task.

@@ -21,7 +21,7 @@ from mentis_pool.observations import Observation
 SUBPROTOCOL = "mentis-pool.v1"
 PATH = "/v1/pool"
 
-State = Literal["fresh", "reuse"]
+State = Literal["fresh", "reuse", "session"]
 
 
 MAX_RUN = 60 * 1024 * 1024
@@ -111,7 +111,14 @@ class Closed(_Message, tag=3, frozen=True):
     reason: str
 
 
-Event = Welcome | Said | Opened | Closed
+class Refused(_Message, tag=4, frozen=True):
+    """The sandbox cannot be had: the runtime has no room for one more."""
+
+    sandbox: int
+    reason: str
+
+
+Event = Welcome | Said | Opened | Closed | Refused
 
 
 # ── frames ──────────────────────────────────────────────────────────────────

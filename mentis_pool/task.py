@@ -166,6 +166,11 @@ class Task:
         """Its sandbox was lost before it began: it waits again."""
         self.state = State.QUEUED
 
+    def refused(self) -> None:
+        """There was no sandbox to take it: it waits again, and this was no attempt."""
+        self.state = State.QUEUED
+        self.attempt -= 1
+
     def lost(self, message: str, now: float) -> None:
         """Nothing more will be heard of it."""
         kind: Literal["died", "unknown"] = "died" if self.state is State.RUNNING else "unknown"

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+from typing import NoReturn
 
 from mentis_pool.runtime import isolation, posix, wire, worker
 
@@ -31,6 +32,7 @@ class Init:
         self._template = template
         self._directory = directory
         self._workers: list[int] = []
+        self._commands: list[int] = []
         self._woken, self._wake = os.pipe()
 
     def run(self) -> None:
@@ -66,8 +68,12 @@ class Init:
             # Only children that were not waited for: their pids cannot be anyone else's.
             if command.pid in self._workers:
                 os.kill(command.pid, command.signal)
+            elif command.pid in self._commands:
+                os.killpg(command.pid, command.signal)
+        elif isinstance(command, wire.Execute):
+            self._execute(command)
         else:
-            self._retire(command.pid)
+            self._retire(command)
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair()
@@ -97,6 +103,31 @@ class Init:
         with ours:
             socket.send_fds(self._sock, [wire.pack(wire.Forked(pid))], [ours.fileno()])
 
+    def _execute(self, command: wire.Execute) -> None:
+        readers: list[int] = []
+        writers: list[int] = []
+        parent = os.getpid()
+        pid = 0
+        try:
+            for _ in range(2):
+                reader, writer = os.pipe()
+                readers.append(reader)
+                writers.append(writer)
+            pid = os.fork()
+            if pid == 0:
+                _be_command(command, writers, parent)
+            # Before anybody may want to signal it; the child does the same.
+            os.setpgid(pid, pid)
+            self._commands.append(pid)
+        except OSError:
+            # None can be had; or it has gone its own way already, and leads its group.
+            if pid > 0:
+                self._commands.append(pid)
+        sent = readers if pid > 0 else []
+        socket.send_fds(self._sock, [wire.pack(wire.Executed(command.number, pid))], sent)
+        for fd in (*readers, *writers):
+            os.close(fd)
+
     def _reap(self) -> None:
         os.read(self._woken, 4096)
         while True:
@@ -107,24 +138,27 @@ class Init:
             if pid == 0:
                 return
             # Others are orphans of a worker; nobody asks for them.
-            if pid in self._workers:
-                self._workers.remove(pid)
+            its = self._workers if pid in self._workers else self._commands
+            if pid in its:
+                its.remove(pid)
                 died = wire.Died(
                     pid, status, used.ru_utime + used.ru_stime, worker.maxrss_bytes(used.ru_maxrss)
                 )
                 self._sock.sendall(wire.pack(died))
 
-    def _retire(self, pid: int) -> None:
-        self._kill_all_but([other for other in self._workers if other != pid])
-        isolation.empty(self._directory)
-        self._sock.sendall(wire.pack(wire.Retired(pid)))
+    def _retire(self, retire: wire.Retire) -> None:
+        others = [other for other in self._workers if other != retire.pid]
+        self._kill_all_but([*others, *self._commands])
+        if not retire.files_stay:
+            isolation.empty(self._directory)
+        self._sock.sendall(wire.pack(wire.Retired(retire.pid)))
 
     def _kill_all_but(self, kept: list[int] | tuple[()]) -> None:
-        """Kill every process of the sandbox except these workers, and wait until they are gone."""
-        for pid in [pid for pid in self._workers if pid not in kept]:
-            self._workers.remove(pid)
+        """Kill every process of the sandbox except these children, and wait until they are gone."""
+        for pid in [pid for pid in (*self._workers, *self._commands) if pid not in kept]:
+            (self._workers if pid in self._workers else self._commands).remove(pid)
             try:
-                # A worker leads its process group: the whole of it goes at once.
+                # It leads its process group: the whole of it goes at once.
                 os.killpg(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
@@ -136,3 +170,23 @@ class Init:
                 os.kill(pid, signal.SIGKILL)
             for pid in left:
                 os.waitpid(pid, 0)
+
+
+def _be_command(command: wire.Execute, writers: list[int], parent: int) -> NoReturn:
+    """In the forked child: become a shell that runs the command."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for its in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT):
+            signal.signal(its, signal.SIG_DFL)
+        os.setpgid(0, 0)
+        posix.die_with_parent(parent)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for fd, number in ((null, 0), (writers[0], 1), (writers[1], 2)):
+            os.dup2(fd, number)
+        os.chdir(os.path.join(os.fsencode(os.environ["PWD"]), command.directory))
+        words = [b"sh", b"-c", command.command]
+        os.execve("/bin/sh", words, {**os.environ, **command.environment})
+    except BaseException as exc:  # noqa: BLE001 - its last words, where a shell's would be
+        os.write(2, f"the command cannot be run: {exc}\n".encode())
+    finally:
+        os._exit(126)

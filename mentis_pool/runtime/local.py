@@ -19,7 +19,7 @@ import tempfile
 import time
 
 from mentis_pool.errors import RuntimeUnavailable
-from mentis_pool.runtime import isolation
+from mentis_pool.runtime import isolation, program
 
 _RUNTIME = (
     "import json, sys\n"
@@ -48,19 +48,9 @@ class LocalRuntime:
                 "the embedded runtime needs fork(), which Windows has not: give the address "
                 "of a runtime on another machine, SandboxExecutor(runtime='http://…')"
             )
-        base = _base()
-        sweep(base)
-        try:
-            self._directory = tempfile.mkdtemp(prefix=_prefix(), dir=base)
-        except OSError as exc:
-            raise RuntimeUnavailable(
-                f"no directory for the runtime can be made in {base}: {exc}; "
-                "set TMPDIR to a directory that can be written"
-            ) from exc
-        self._lock = os.open(
-            os.path.join(self._directory, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-        )
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        where = base()
+        sweep(where)
+        self._directory, self._lock = new_directory(where)
         self._path = os.path.join(self._directory, "socket")
         # Without a name: it can be read when the runtime has removed the directory.
         self._log = tempfile.TemporaryFile()
@@ -73,7 +63,7 @@ class LocalRuntime:
             ) from exc
 
     def _start(self, preload: list[str], threads: int) -> subprocess.Popen[bytes]:
-        path = [os.path.abspath(entry) for entry in sys.path]
+        path = search_path()
         environment = isolation.environment(os.environ, threads)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._path)
@@ -164,10 +154,38 @@ class LocalRuntime:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def _base() -> str:
+def search_path() -> list[str]:
+    """Where this process finds modules, for others that run elsewhere."""
+    return [os.path.abspath(entry) for entry in sys.path]
+
+
+def cpus() -> int:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def new_directory(base: str) -> tuple[str, int]:
+    """A new directory for a runtime, and the descriptor that holds its lock.
+
+    Raises:
+        RuntimeUnavailable: it cannot be made.
+    """
+    try:
+        directory = tempfile.mkdtemp(prefix=_prefix(), dir=base)
+        return directory, program.lock(directory)
+    except OSError as exc:
+        raise RuntimeUnavailable(
+            f"no directory for the runtime can be made in {base}: {exc}; "
+            "set TMPDIR to a directory that can be written"
+        ) from exc
+
+
+def base() -> str:
     """Where the directory goes; a socket's path has room for about 100 bytes (unix(7))."""
-    base = tempfile.gettempdir()
-    return base if len(os.fsencode(base)) < 60 else "/tmp"
+    directory = tempfile.gettempdir()
+    return directory if len(os.fsencode(directory)) < 60 else "/tmp"
 
 
 def _prefix() -> str:

@@ -1,12 +1,19 @@
-"""The asyncio shell: routes and streams. What is decided, is decided in the supervisor."""
+"""The asyncio shell of the pool stream, and the server of all routes.
+
+What is decided, is decided in the supervisor.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import secrets
+from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
+import uvicorn.protocols.websockets.websockets_sansio_impl as uvicorn_websockets
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mentis_pool._version import __version__
 from mentis_pool.errors import ProtocolError
+from mentis_pool.mentis_v1 import HEALTH
 from mentis_pool.observations import Display, End, Observation, Stream
 from mentis_pool.pool_stream import (
     PATH,
@@ -26,13 +34,16 @@ from mentis_pool.pool_stream import (
     Event,
     Open,
     Opened,
+    Refused,
     Run,
     Said,
     Sender,
     Welcome,
     commands,
 )
-from mentis_pool.runtime.supervisor import Sandbox, Supervisor
+from mentis_pool.runtime.gate import Gate
+from mentis_pool.runtime.supervisor import NoRoom, Sandbox, Supervisor
+from mentis_pool.runtime.v1 import V1
 
 _FULL = 8 * 1024 * 1024
 """Bytes waiting for a client, from which on its sandboxes are not read any more."""
@@ -112,6 +123,8 @@ class Session:
             self._sandboxes[command.sandbox] = self._supervisor.open(
                 command.sandbox, command.state, self
             )
+        except NoRoom as exc:
+            self._put(Refused(command.sandbox, str(exc)))
         except OSError as exc:
             self._put(Closed(command.sandbox, f"it could not be started: {exc}"))
 
@@ -196,16 +209,44 @@ def application(supervisor: Supervisor) -> Starlette:
             session.end()
 
     return Starlette(
-        routes=[Route("/v1/health", health), WebSocketRoute(PATH, pool)],
+        routes=[Route(HEALTH, health), WebSocketRoute(PATH, pool), *V1(supervisor).routes()],
     )
 
 
-def server(supervisor: Supervisor) -> uvicorn.Server:
-    """The server, to be run on the supervisor's event loop."""
-    return uvicorn.Server(
+class _Protocol(uvicorn_websockets.WebSocketsSansIOProtocol):
+    """Tells a client that does not read of the close as well: behind all that it has not read."""
+
+    _PATIENCE = 60.0
+    """Seconds after which it is cut off, whatever it has read."""
+
+    async def send(self, message: Any) -> None:
+        """As uvicorn's own, which would wait for the client to read."""
+        if message["type"] == "websocket.close":
+            self.writable.set()
+            self.loop.call_later(self._PATIENCE, self.transport.abort)
+        await super().send(message)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are for the program that serves."""
+        yield
+
+
+def server(
+    supervisor: Supervisor, *, token: str | None = None, loopback: bool = False
+) -> uvicorn.Server:
+    """The server, to be run on the supervisor's event loop.
+
+    Args:
+        token: that clients must give; None where none is asked for.
+        loopback: whether it is reached by the names of this machine alone.
+    """
+    return _Server(
         uvicorn.Config(
-            application(supervisor),
-            ws="websockets-sansio",
+            Gate(application(supervisor), token, loopback),
+            ws=_Protocol,
             ws_max_size=1 << 31,
             ws_ping_interval=None,
             ws_per_message_deflate=False,

@@ -7,6 +7,7 @@ an end-of-file that ends it::
     run sent to a worker      its End · its death (told by the init) · the deadline
     deadline passed           the interrupt works · grace passes and it is killed
     killed                    its death · patience passes and the sandbox is given up
+    a command                 its death · its deadline, and it is killed
     retiring                  Retired · patience passes and the sandbox is given up
     a worker to be forked     Forked · patience passes and the sandbox is given up
     an init's socket          end-of-file: the sandbox is lost
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 import secrets
 import signal
@@ -47,6 +49,10 @@ _START_DEATHS = 5
 """So many workers in a row may die before they ran anything."""
 
 M = TypeVar("M")
+
+
+class NoRoom(Exception):
+    """The runtime has as many sandboxes as it takes; the message says so."""
 
 
 class Listener(Protocol):
@@ -148,6 +154,88 @@ class Channel(Generic[M]):
             os.close(self.fds.popleft())
 
 
+class CommandListener(Protocol):
+    """Who hears of a shell command."""
+
+    def started(self) -> None: ...
+    def wrote(self, stream: StreamName, data: bytes) -> None: ...
+    def congested(self) -> bool: ...
+    def ended(self, status: int | None, reason: str) -> None:
+        """With its status as ``os.wait`` gives it; None where it could not run or be heard."""
+
+
+class _Command:
+    """A shell command, from the order to its end."""
+
+    def __init__(self, listener: CommandListener, timeout: float | None, sandbox: Sandbox) -> None:
+        self.listener = listener
+        self.pid = 0
+        self.timed_out = False
+        self._timeout = timeout
+        self._sandbox = sandbox
+        self._loop = asyncio.get_running_loop()
+        self._pipes: dict[StreamName, int] = {}
+        self._paused: set[StreamName] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def run(self, pid: int, stdout: int, stderr: int) -> None:
+        """It runs, and these descriptors read what it writes."""
+        self.pid = pid
+        self._pipes = {"stdout": stdout, "stderr": stderr}
+        for name, fd in self._pipes.items():
+            os.set_blocking(fd, False)
+            self._loop.add_reader(fd, self._readable, name)
+        if self._timeout is not None:
+            self._timer = self._loop.call_later(self._timeout, self._time_out)
+        self.listener.started()
+
+    def _time_out(self) -> None:
+        self.timed_out = True
+        self._sandbox.kill_command(self)
+
+    def _readable(self, name: StreamName) -> None:
+        if self.listener.congested():
+            self._loop.remove_reader(self._pipes[name])
+            self._paused.add(name)
+        else:
+            self._read(name)
+
+    def resume(self) -> None:
+        """There may be room again for output."""
+        if self._paused and not self.listener.congested():
+            for name in self._paused:
+                self._loop.add_reader(self._pipes[name], self._readable, name)
+            self._paused.clear()
+
+    def _read(self, name: StreamName) -> bool:
+        """Take what is in a pipe; whether there was anything."""
+        try:
+            data = os.read(self._pipes[name], _CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        if data:
+            self.listener.wrote(name, data)
+        else:
+            self._loop.remove_reader(self._pipes[name])
+        return bool(data)
+
+    def end(self, status: int | None, reason: str = "") -> None:
+        """Nothing more of it; of what writes on without end, four pipes full are taken."""
+        for name in self._pipes:
+            for _ in range(4):
+                if not self._read(name):
+                    break
+        for fd in self._pipes.values():
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        self._pipes.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.timed_out:
+            reason = f"the command ran for more than {self._timeout:g} s"
+        self.listener.ended(status, reason)
+
+
 class _Worker:
     """A worker that is ready, or runs."""
 
@@ -179,6 +267,8 @@ class Sandbox:
         self._opened = self._loop.time()
         self._directory = os.path.join(supervisor.directory, f"s-{secrets.token_hex(4)}")
         self._queue: deque[Run] = deque()
+        self._commands: dict[int, _Command] = {}
+        self._numbers = itertools.count(1)
         self._action: Action | None = None
         self._worker: _Worker | None = None
         self._spare: _Worker | None = None
@@ -239,6 +329,9 @@ class Sandbox:
         for worker in (self._worker, self._spare):
             if worker is not None:
                 worker.channel.close()
+        commands, self._commands = self._commands, {}
+        for command in commands.values():
+            command.end(None, f"the sandbox was lost: {reason}")
         self._init.close()
         for name, fd in self._pipes.items():
             if name not in self._paused:
@@ -253,6 +346,8 @@ class Sandbox:
             self._forked(message.pid)
         elif isinstance(message, wire.Died):
             self._died(message)
+        elif isinstance(message, wire.Executed):
+            self._executed(message)
         elif self._retiring:
             self._cancel_timer()
             self._drain(None)
@@ -290,6 +385,34 @@ class Sandbox:
         else:
             self._spare = worker
 
+    # ── commands ────────────────────────────────────────────────────────────
+
+    def execute(
+        self,
+        command: bytes,
+        directory: bytes,
+        environment: dict[str, str],
+        timeout: float | None,
+        listener: CommandListener,
+    ) -> None:
+        """Run a shell command now, besides whatever else runs."""
+        number = next(self._numbers)
+        self._commands[number] = _Command(listener, timeout, self)
+        self._init.send(wire.Execute(number, command, directory, environment))
+
+    def kill_command(self, command: _Command) -> None:
+        """Kill it and all of its process group; its death is heard of."""
+        self._init.send(wire.Signal(command.pid, signal.SIGKILL))
+
+    def _executed(self, message: wire.Executed) -> None:
+        fds = self._init.fds
+        if len(fds) < 2:
+            self._commands.pop(message.number).end(
+                None, "there are no processes or descriptors left for a command"
+            )
+            return
+        self._commands[message.number].run(message.pid, fds.popleft(), fds.popleft())
+
     # ── running ─────────────────────────────────────────────────────────────
 
     def submit(self, run: Run) -> None:
@@ -313,7 +436,8 @@ class Sandbox:
         # What was written between two cells belongs to none.
         self._drain(None)
         self._say(action, action.begin(self._loop.time(), time.time()))
-        worker.channel.send(wire.RunCells(run.sources, run.variables, run.stdin, run.argv))
+        stays = self._state == "session"
+        worker.channel.send(wire.RunCells(run.sources, run.variables, run.stdin, run.argv, stays))
         if run.timeout is not None:
             self._set_timer(run.timeout, self._time_out)
         if self._state == "fresh" and self._spare is None:
@@ -374,6 +498,11 @@ class Sandbox:
         self._lost(f"its processes could not be ended within {PATIENCE:g} s")
 
     def _died(self, message: wire.Died) -> None:
+        for number, command in list(self._commands.items()):
+            if command.pid == message.pid:
+                del self._commands[number]
+                command.end(message.status)
+                return
         if self._spare is not None and self._spare.pid == message.pid:
             self._spare.channel.close()
             self._spare = None
@@ -422,7 +551,7 @@ class Sandbox:
         self._retiring = True
         worker.channel.close()
         self._worker = None
-        self._init.send(wire.Retire(worker.pid))
+        self._init.send(wire.Retire(worker.pid, self._state == "session"))
         if self._spare is None:
             self._fork()
         self._set_timer(PATIENCE, self._give_up)
@@ -446,6 +575,8 @@ class Sandbox:
 
     def resume(self) -> None:
         """There may be room again for output."""
+        for command in self._commands.values():
+            command.resume()
         if self._closed or not self._paused or self._listener.congested():
             return
         if self._action is None or self._action.open:
@@ -498,10 +629,18 @@ class Supervisor:
         zygote: socket to the zygote.
         directory: where the sandboxes' directories go.
         lost: called once, with the reason, when the zygote is gone.
+        most: how many sandboxes there may be; None for no limit.
     """
 
-    def __init__(self, zygote: socket.socket, directory: str, lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        zygote: socket.socket,
+        directory: str,
+        lost: Callable[[str], None],
+        most: int | None = None,
+    ) -> None:
         self.directory = directory
+        self._most = most
         self.ready = asyncio.Event()
         self._lost = lost
         self._sandboxes: set[Sandbox] = set()
@@ -521,8 +660,11 @@ class Supervisor:
         """Start a sandbox; runs may be given to it at once.
 
         Raises:
-            OSError: there are no descriptors or no room left for it.
+            NoRoom: there are as many as there may be.
+            OSError: there are no descriptors or no room on the disk left for it.
         """
+        if self._most is not None and len(self._sandboxes) >= self._most:
+            raise NoRoom(f"the runtime has {self._most} sandboxes, and takes no more")
         sandbox = Sandbox(self, number, state, listener)
         self._sandboxes.add(sandbox)
         return sandbox

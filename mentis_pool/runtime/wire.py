@@ -54,16 +54,29 @@ class Fork(_Message, tag=10, frozen=True):
 
 
 class Retire(_Message, tag=11, frozen=True):
-    """Kill this worker and everything else but the youngest worker; empty the directories."""
+    """Kill this worker and everything else but the youngest worker and the commands.
+
+    The directories are emptied, unless the files are to stay.
+    """
 
     pid: int
+    files_stay: bool
 
 
 class Signal(_Message, tag=12, frozen=True):
-    """Send a signal to this worker."""
+    """Send a signal to this worker, or to the process group of this command."""
 
     pid: int
     signal: int
+
+
+class Execute(_Message, tag=13, frozen=True):
+    """Run a command in a shell, in this directory (below the one where cells begin)."""
+
+    number: int
+    command: bytes
+    directory: bytes
+    environment: dict[str, str]
 
 
 class Forked(_Message, tag=20, frozen=True):
@@ -76,7 +89,7 @@ class Forked(_Message, tag=20, frozen=True):
 
 
 class Died(_Message, tag=21, frozen=True):
-    """A worker ended; ``status`` as ``os.wait`` gives it, its use of CPU and memory."""
+    """A worker or a command ended; ``status`` as ``os.wait`` gives it, its use of CPU and memory."""
 
     pid: int
     status: int
@@ -90,22 +103,36 @@ class Retired(_Message, tag=22, frozen=True):
     pid: int
 
 
+class Executed(_Message, tag=23, frozen=True):
+    """A command runs; the descriptors sent along read its stdout and its stderr.
+
+    Without them there is none: no process could be forked.
+    """
+
+    number: int
+    pid: int
+
+
 # ── supervisor to worker; what a worker says are observations ───────────────
 
 
 class RunCells(_Message, tag=30, frozen=True):
-    """As in `mentis_pool.pool_stream.Run`."""
+    """As in `mentis_pool.pool_stream.Run`.
+
+    With ``state_stays`` everything is as the last run left it: variables, directory, `_`.
+    """
 
     sources: list[bytes]
     variables: dict[str, bytes]
     stdin: bytes | None
     argv: list[bytes] | None
+    state_stays: bool = False
 
 
 ToZygote = NewSandbox | EndSandbox
 FromZygote = Ready | Failed
-ToInit = Fork | Retire | Signal
-FromInit = Forked | Died | Retired
+ToInit = Fork | Retire | Signal | Execute
+FromInit = Forked | Died | Retired | Executed
 FromWorker = Display | Cut | Result | Error | End
 
 M = TypeVar("M")

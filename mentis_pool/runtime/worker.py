@@ -71,9 +71,11 @@ class Worker:
         said: Result | Error
         try:
             try:
-                self._begin()
+                if not (self._used and command.state_stays):
+                    self._begin()
                 if self._used:
-                    self._prepare()
+                    if not command.state_stays:
+                        self._prepare()
                     # Not before: what the last cell held is only now given back.
                     _reset_peak()
                 if self._used or command.stdin is not None:

@@ -1,0 +1,115 @@
+"""``mentis-pool serve``: the runtime on TCP, for other programs and other machines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from mentis_pool.runtime import isolation, local, program
+from mentis_pool.runtime.gate import is_loopback
+
+_MEMORY = 128 * 1024 * 1024
+"""Bytes of memory that a sandbox is taken to need."""
+_PER_CPU = 32
+"""Sandboxes for each CPU."""
+
+
+def most_sandboxes(memory: int, cpus: int) -> int:
+    """How many sandboxes a machine has room for: one for 128 MiB, 32 for each CPU, at least 1."""
+    return max(1, min(memory // _MEMORY, cpus * _PER_CPU))
+
+
+def refusal(host: str, token: str | None, insecure: bool) -> str | None:
+    """Why the runtime is not served like this, or None."""
+    if is_loopback(host):
+        return None
+    if token is None:
+        return f"--no-token is for loopback only: whoever reaches {host} could run code here"
+    if not insecure:
+        return (
+            f"the sandboxes have no walls yet, and {host} is open to other machines: whoever has "
+            "the token runs code as your user. Serve on 127.0.0.1, or say --insecure"
+        )
+    return None
+
+
+def serve(host: str, port: int, token: str | None, most: int | None, preload: list[str]) -> int:
+    """Serve until a signal (SIGINT, SIGTERM) says stop.
+
+    Args:
+        host, port: where; port 0 takes one that is free.
+        token: that clients must give; None where none is asked for.
+        most: sandboxes at most; None for what the machine has room for.
+        preload: modules that are imported once, for all cells.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    cpus = local.cpus()
+    if most is None:
+        most = most_sandboxes(_memory(), cpus)
+    listener = _listen(host, port)
+    base = local.base()
+    local.sweep(base)
+    directory, _ = local.new_directory(base)
+    environment = isolation.environment(os.environ, 1)
+    with program.zygote(directory, environment, ["", *local.search_path()], preload) as zygote:
+        from mentis_pool.runtime.server import server
+
+        def watch(stop: Callable[[], None]) -> bool:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop)
+            _announce(host, listener.getsockname()[1], token)
+            return True
+
+        why = program.run(
+            zygote,
+            directory,
+            listener,
+            lambda supervisor: server(supervisor, token=token, loopback=is_loopback(host)),
+            watch,
+            most,
+        )
+    return 1 if why else 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    listener.listen(128)
+    return listener
+
+
+def _announce(host: str, port: int, token: str | None) -> None:
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"mentis-pool serves at {url}")
+    if token is not None:
+        print(f"token: {token}")
+        print(f"for clients that know no tokens: {url}/t/{token}")
+    sys.stdout.flush()
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine, or this container, has."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            return min(memory, int(file.read()))
+    except (OSError, ValueError):
+        return memory  # no limit, or no control groups
