@@ -1,7 +1,7 @@
 """The one reader thread: a readable stream, or a byte that wakes it.
 
-It blocks in ``select()`` alone, which `wake` interrupts, and what it calls there
-does not wait; so `stop` ends it soon, from any thread.
+It blocks in ``select()`` alone, which `wake` and the stream's next deadline
+interrupt, and what it calls there does not wait; so `stop` ends it soon, from any thread.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import Protocol
 
 
 class Readable(Protocol):
-    """Has a descriptor that a selector can watch."""
+    """Has a descriptor that a selector can watch, and a time when it is to be read anyway."""
 
     def fileno(self) -> int: ...
 
+    def wait(self) -> float | None:
+        """Seconds until then, or None."""
+
 
 class Dispatcher(threading.Thread):
-    """Calls ``readable`` when the watched stream is, ``woken`` after `wake`, ``ended`` at last.
+    """Calls ``readable`` when the watched stream is (or its time has come), ``woken`` after `wake`, ``ended`` at last.
 
     Args:
         ended: called with what broke the thread, or None after `stop`.
@@ -37,6 +40,7 @@ class Dispatcher(threading.Thread):
         self._woken = woken
         self._ended = ended
         self._stopping = False
+        self._stream: Readable | None = None
         self._selector = selectors.DefaultSelector()
         self._waker, self._wakee = socket.socketpair()
         self._waker.setblocking(False)
@@ -56,24 +60,28 @@ class Dispatcher(threading.Thread):
         self.wake()
 
     def watch(self, stream: Readable) -> None:
-        """Watch this stream from now on. For calls from the thread itself."""
+        """Watch this stream from now on, and no other. For calls from the thread itself."""
         self._selector.register(stream, selectors.EVENT_READ)
+        self._stream = stream
 
     def unwatch(self, stream: Readable) -> None:
         """Watch it no more; to be called before it is closed."""
         self._selector.unregister(stream)
+        self._stream = None
 
     def run(self) -> None:
         """The thread."""
         broken: BaseException | None = None
         try:
             while not self._stopping:
-                for key, _ in self._selector.select():
-                    if key.fileobj is self._wakee:
-                        self._wakee.recv(4096)
-                        self._woken()
-                    else:
-                        self._readable()
+                patience = None if self._stream is None else self._stream.wait()
+                ready = {key.fileobj for key, _ in self._selector.select(patience)}
+                if self._wakee in ready:
+                    self._wakee.recv(4096)
+                    self._woken()
+                # Not when it was woken for the stream's end.
+                if self._stream is not None and (not ready or self._stream in ready):
+                    self._readable()
         except BaseException as exc:  # noqa: BLE001 - every live future is failed with it
             broken = exc
         self._ended(broken)

@@ -24,6 +24,7 @@ from concurrent.futures import InvalidStateError
 
 import tenacity
 
+from mentis_pool.connection import Connection
 from mentis_pool.dispatcher import Dispatcher
 from mentis_pool.errors import (
     BrokenSandboxPool,
@@ -50,54 +51,40 @@ from mentis_pool.pool import (
 from mentis_pool.pool_stream import Closed, Command, Credit, Event, Open, Opened, Refused, Run, Said
 from mentis_pool.pool_stream import State as SandboxState
 from mentis_pool.results import CellResult
-from mentis_pool.runtime.local import LocalRuntime
-from mentis_pool.stream import PoolStream, StreamLost
+from mentis_pool.slot import Named
+from mentis_pool.stream import StreamLost
 from mentis_pool.task import State, Task, outcome
 from mentis_pool.text import to_bytes
 
-START_TIMEOUT = 60.0
-"""Seconds within which a runtime must be ready; preloading counts."""
-
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-class _Connection:
-    """A runtime and the stream to it."""
-
-    def __init__(self, runtime: LocalRuntime, stream: PoolStream) -> None:
-        self.runtime = runtime
-        self.stream = stream
-
-    def close(self) -> None:
-        self.stream.close()
-        self.runtime.stop()
 
 
 class Engine:
     """What an executor and its views share.
 
     Args:
-        start: starts a runtime; called by a keeper, again after a runtime is lost.
+        connect: starts or reaches a runtime; called by a keeper, again after one is
+            lost. Its argument is set when nothing need be tried again.
         state: of the sandboxes.
         max_workers, retries: as for `Pool`.
     """
 
     def __init__(
         self,
-        start: Callable[[], LocalRuntime],
+        connect: Callable[[threading.Event], Connection],
         state: SandboxState,
         max_workers: int,
         retries: int,
     ) -> None:
-        self._start = start
+        self._reach = connect
         self._state = state
         self._retries = retries
         self._lock = threading.Lock()
         self._pool = Pool(max_workers, retries)
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._generation = 0
         """Of the connection, counted as the pool counts."""
-        self._arrived: list[_Connection | Exception] = []
+        self._arrived: list[Connection | Exception] = []
         """What keepers brought, for the dispatcher."""
         self._keeper: threading.Thread | None = None
         self._sandboxes: set[int] = set()
@@ -222,9 +209,8 @@ class Engine:
             if task.action != order.action or task.state is State.ENDED:
                 return
             if self._connection is not None:
-                session = self._connection.stream.welcome.session
-                task.future.action_id = f"{session}-{order.action}"
-                task.future.sandbox_id = f"{session}-s{order.sandbox}"
+                names = self._connection.names(order.action, order.sandbox)
+                task.future.action_id, task.future.sandbox_id = names
             if settings.on_output is not None and task not in self._followers:
                 self._followers[task] = self._follow(task, settings.on_output)
         run = Run(
@@ -269,7 +255,7 @@ class Engine:
                     commands, self._outbox = self._outbox, []
                     connection = self._connection
                 if commands and connection is not None:
-                    connection.stream.send(commands)
+                    connection.send(commands)
             except StreamLost:
                 # The dispatcher finds the end of the stream and decides what it means.
                 return
@@ -282,7 +268,7 @@ class Engine:
         if connection is None:
             return
         try:
-            events = connection.stream.drain()
+            events = connection.drain()
         except (StreamLost, MentisPoolError) as exc:
             self._lost(connection, str(exc))
             return
@@ -290,8 +276,13 @@ class Engine:
         for event in events:
             self._hear(event, now)
 
-    def _hear(self, event: Event, now: float) -> None:
-        if isinstance(event, Said):
+    def _hear(self, event: Event | Named, now: float) -> None:
+        if isinstance(event, Named):
+            task = self._pool.task_of(event.action)
+            if task is not None:
+                task.future.action_id = event.action_id
+                task.future.sandbox_id = event.sandbox_id
+        elif isinstance(event, Said):
             with self._lock:
                 task = self._pool.task_of(event.action)
                 orders = self._pool.said(event.action, event.observation, now)
@@ -316,21 +307,24 @@ class Engine:
             log("debug", "sandbox_started", sandbox_id=self._name(event.sandbox), seconds=seconds)
 
     def _name(self, sandbox: int) -> str:
-        connection = self._connection
-        return f"{connection.stream.welcome.session}-s{sandbox}" if connection else str(sandbox)
+        name = self._connection.names(0, sandbox)[1] if self._connection else None
+        return name or str(sandbox)
 
-    def _lost(self, connection: _Connection, reason: str) -> None:
+    def _lost(self, connection: Connection, reason: str) -> None:
         assert self._dispatcher is not None
-        self._dispatcher.unwatch(connection.stream)
+        self._dispatcher.unwatch(connection)
         with self._lock:
             self._connection = None
             self._outbox = []
-        connection.stream.close()
         self._sandboxes.clear()
-        words = connection.runtime.last_words(1.0)
-        connection.runtime.stop()
+        words = connection.lose()
         log("warning", "runtime_lost", reason=reason, last_words=words)
-        self._decide(self._pool.disconnected, f"the runtime was lost: {words}", time.monotonic())
+        self._decide(
+            self._pool.disconnected,
+            f"the runtime was lost: {words}",
+            time.monotonic(),
+            connection.lost_tasks,
+        )
 
     # ── keepers ─────────────────────────────────────────────────────────────
 
@@ -362,43 +356,27 @@ class Engine:
             ),
             reraise=True,
         )
-        brought: _Connection | Exception
+        brought: Connection | Exception
         try:
             if failures:
                 # It was lost before it ended anything: the same wait as between two starts.
                 state = tenacity.RetryCallState(retrying, None, (), {})
                 state.attempt_number = failures
                 self._ending.wait(wait(state))
-            brought = retrying(self._start_runtime)
+            brought = retrying(self._reach, self._ending)
         except Exception as exc:  # noqa: BLE001 - every task that waits for it is told
             brought = exc
         self._bring(brought)
 
-    def _bring(self, brought: _Connection | Exception) -> None:
+    def _bring(self, brought: Connection | Exception) -> None:
         with self._lock:
             late = self._over
             if not late:
                 self._arrived.append(brought)
-        if late and isinstance(brought, _Connection):
+        if late and not isinstance(brought, Exception):
             brought.close()
         assert self._dispatcher is not None
         self._dispatcher.wake()
-
-    def _start_runtime(self) -> _Connection:
-        begun = time.monotonic()
-        runtime = self._start()
-        try:
-            stream = PoolStream(runtime.connect(), START_TIMEOUT)
-        except RuntimeUnavailable as exc:
-            words = runtime.last_words()
-            runtime.stop()
-            raise RuntimeUnavailable(words) from exc
-        except BaseException:
-            runtime.stop()
-            raise
-        seconds = time.monotonic() - begun
-        log("info", "runtime_started", pid=runtime.pid, seconds=round(seconds, 6))
-        return _Connection(runtime, stream)
 
     def _wake(self) -> None:
         """The dispatcher was woken: a keeper brought something, or the executor was forgotten."""
@@ -407,16 +385,16 @@ class Engine:
         assert self._dispatcher is not None
         while self._arrived:
             brought = self._arrived.pop(0)
-            if isinstance(brought, _Connection):
+            if isinstance(brought, Exception):
+                log("warning", "runtime_unavailable", error=str(brought))
+                self._decide(self._pool.unavailable, brought)
+            else:
                 with self._lock:
                     self._connection = brought
                     self._generation += 1
-                self._dispatcher.watch(brought.stream)
+                self._dispatcher.watch(brought)
                 self._decide(self._pool.connected)
                 self._drain()
-            else:
-                log("warning", "runtime_unavailable", error=str(brought))
-                self._decide(self._pool.unavailable, brought)
         if self._abandoned:
             self._abandoned = False
             self._decide(self._pool.shutdown, False)
@@ -509,9 +487,8 @@ class Engine:
             self._over = True
             connection, self._connection = self._connection, None
         for brought in [connection, *self._arrived]:
-            if isinstance(brought, _Connection):
+            if brought is not None and not isinstance(brought, Exception):
                 brought.close()
-                log("info", "runtime_stopped", pid=brought.runtime.pid)
         for follower in list(self._followers.values()):
             follower.join()
 

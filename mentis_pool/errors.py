@@ -199,7 +199,9 @@ class RuntimeUnavailable(MentisPoolError):
 
 
 class RuntimeRejected(MentisPoolError):
-    """The runtime answered, and refused."""
+    """The runtime answered, and refused; ``status`` is the HTTP status, where there was one."""
+
+    status: int | None = None
 
 
 class ProtocolError(MentisPoolError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import secrets
+import threading
 import time
 import weakref
 from collections import deque
@@ -14,6 +16,8 @@ from typing import Any, Literal
 
 import structlog
 
+from mentis_pool.address import parse
+from mentis_pool.connection import Connection, local, remote
 from mentis_pool.engine import Engine
 from mentis_pool.errors import BrokenSandboxPool, MentisPoolError
 from mentis_pool.future import CellFuture
@@ -21,7 +25,7 @@ from mentis_pool.observations import Stream
 from mentis_pool.payload import pickle_variables
 from mentis_pool.pool_stream import MAX_RUN
 from mentis_pool.results import CellResult
-from mentis_pool.runtime.local import LocalRuntime, cpus
+from mentis_pool.runtime.local import cpus
 from mentis_pool.task import Settings, Task
 from mentis_pool.text import to_bytes
 
@@ -35,15 +39,19 @@ class SandboxExecutor(Executor):
     Args:
         max_workers: sandboxes at most, so cells running at once at most; None
             for the CPUs that this process may use.
-        runtime: None starts the embedded runtime, a process of its own, at the
-            first submit. (Addresses of other runtimes are not taken yet.)
+        runtime: the address of a runtime, like ``http://host:5266``: one that
+            ``mentis-pool serve`` serves, or an original Mentis runtime. None: what
+            MENTIS_RUNTIME_URL says, otherwise the embedded runtime, a process of
+            its own, which starts at the first submit.
+        token: what the runtime at that address asks for; None: what
+            MENTIS_RUNTIME_TOKEN says.
         state: "fresh" (what None means): each cell runs in a newly forked
             process, and nothing that an earlier cell did is there. "reuse":
             the process is kept, each cell gets a clean namespace; imported
             modules, files and the environment stay as the last cell left them.
         timeout: seconds that a cell may run (not wait); None for no limit.
-        retries: how often a runtime's start, and a task that was lost before it
-            began, are tried again.
+        retries: how often a runtime's start, a request to it, and a task that was
+            lost before it began, are tried again.
         max_output: bytes kept of each of stdout and stderr, beginning and end;
             None for all.
         preload: modules imported once, before any cell; each cell finds them imported.
@@ -56,7 +64,8 @@ class SandboxExecutor(Executor):
         self,
         max_workers: int | None = None,
         *,
-        runtime: None = None,
+        runtime: str | None = None,
+        token: str | None = None,
         state: Literal["fresh", "reuse"] | None = None,
         timeout: float | None = None,
         retries: int = 2,
@@ -69,21 +78,30 @@ class SandboxExecutor(Executor):
         _check_count("retries", retries, 0)
         if max_output is not None:
             _check_count("max_output", max_output, 0)
-        if runtime is not None:
-            raise ValueError(
-                f"runtime={runtime!r}: only None, the embedded runtime, is supported so far"
-            )
+        url = os.environ.get("MENTIS_RUNTIME_URL") if runtime is None else runtime
+        address = None if not url and runtime is None else parse(url or "")
+        if token is not None and (not isinstance(token, str) or not token.isprintable()):
+            raise ValueError("token must be text without control characters")
+        token = os.environ.get("MENTIS_RUNTIME_TOKEN") or None if token is None else token
         if state not in (None, "fresh", "reuse"):
             raise ValueError(f"state must be 'fresh', 'reuse' or None, not {state!r}")
         if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
             raise TypeError(f"preload must be a list of module names, not {preload!r}")
         modules = list(preload)
+        if modules and address is not None:
+            raise ValueError(
+                "preload= is for the embedded runtime; give it to 'mentis-pool serve --preload'"
+            )
         threads = max(1, cpus() // max_workers)
         self._max_output = max_output
         self._settings = Settings(timeout=_checked_timeout(timeout))
-        self._engine = Engine(
-            lambda: LocalRuntime(modules, threads), state or "fresh", max_workers, retries
-        )
+
+        def connect(ending: threading.Event) -> Connection:
+            if address is None:
+                return local(modules, threads)
+            return remote(address, token, retries, ending)
+
+        self._engine = Engine(connect, state or "fresh", max_workers, retries)
         self._root = self
         # A forgotten executor finishes what was submitted and stops; at the
         # interpreter's exit the engine sees to it itself.
@@ -196,6 +214,7 @@ class SandboxExecutor(Executor):
         stdin: str | None = _UNSET,
         on_output: Callable[[Stream], object] | None = _UNSET,
         argv: Sequence[str] | None = _UNSET,
+        retries: int = _UNSET,
     ) -> SandboxExecutor:
         """A view of this executor: the same sandboxes, other settings for its tasks.
 
@@ -210,6 +229,8 @@ class SandboxExecutor(Executor):
             argv: run the text as ``python argv[0] …`` would: plain Python,
                 ``__name__ == "__main__"``, ``sys.argv``, an exit code. A code
                 other than 0 is a `CellError` named SystemExit.
+            retries: how often the cell is run again where its outcome would be a
+                `SandboxError`, though it may have begun; 0 unless it is set.
 
         What is not given stays as it is here.
         """
@@ -219,7 +240,10 @@ class SandboxExecutor(Executor):
             "stdin": stdin,
             "on_output": on_output,
             "argv": tuple(argv) if argv is not _UNSET and argv is not None else argv,
+            "retries": retries,
         }
+        if retries is not _UNSET:
+            _check_count("retries", retries, 0)
         for name, kind in (("task_id", str), ("stdin", str)):
             if given[name] is not _UNSET and not isinstance(given[name], (kind, type(None))):
                 raise TypeError(f"{name} must be a str, not {_described(given[name])}")

@@ -102,10 +102,11 @@ class Error(_Observation, tag=5, frozen=True):
 
     ``kind``: "timeout"; "died" (its process did); "payload" (a variable could
     not be rebuilt in the sandbox); "protocol" (what the sandbox sent was no
-    observation); "unknown" (it was sent, and nothing more was heard).
+    observation); "unknown" (it was sent, and nothing more was heard);
+    "rejected" (the runtime refused it, and it was not run).
     """
 
-    kind: Literal["timeout", "died", "payload", "protocol", "unknown"]
+    kind: Literal["timeout", "died", "payload", "protocol", "unknown", "rejected"]
     message: str
     signal: int | None = None
     exit_code: int | None = None

@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import itertools
 from collections import deque
+from typing import Literal
 
 from mentis_pool.errors import RuntimeRejected
 from mentis_pool.observations import End, Observation, Start
@@ -50,7 +51,7 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class Retried:
-    """The task was lost before it began, and waits again."""
+    """The task was lost, and waits again."""
 
     task: Task
     reason: str
@@ -141,14 +142,16 @@ class Pool:
         self._connecting = False
         return [*self._refuse(error), *self._go_on()]
 
-    def disconnected(self, reason: str, now: float) -> list[Order]:
-        """The runtime is lost, with all sandboxes and what ran in them."""
+    def disconnected(
+        self, reason: str, now: float, kind: Literal["died", "unknown"] = "died"
+    ) -> list[Order]:
+        """The runtime is lost, with all sandboxes; ``kind`` is what became of what ran in them."""
         self._connected = False
         self._failures += 1
         orders = [
             order
             for sandbox in [*self._idle, *self._busy]
-            for order in self._lose(sandbox, reason, now)
+            for order in self._lose(sandbox, reason, now, kind)
         ]
         return [*orders, *self._go_on()]
 
@@ -162,6 +165,8 @@ class Pool:
         Where there are none, whoever waits hears why. The next task tries again.
         """
         task = self._busy.pop(sandbox, None)
+        if sandbox in self._idle:
+            self._idle.remove(sandbox)
         if task is not None:
             del self._running[task.action]
             task.refused()
@@ -183,6 +188,8 @@ class Pool:
         if isinstance(observation, End):
             self._failures = 0
             self._free(task)
+            if task.again:
+                return [self._put_back(task, "its sandbox failed"), *self._go_on()]
             return [Settle(task), *self._go_on()]
         return []
 
@@ -205,6 +212,7 @@ class Pool:
         orders: list[Order] = []
         for task in list(self._running.values()):
             self._free(task)
+            task.reruns = task.settings.retries
             task.lost(str(error), now)
             orders.append(Settle(task, error))
         return [*orders, *self._refuse(error)]
@@ -250,7 +258,9 @@ class Pool:
         del self._busy[task.sandbox]
         self._idle.append(task.sandbox)
 
-    def _lose(self, sandbox: int, reason: str, now: float) -> list[Order]:
+    def _lose(
+        self, sandbox: int, reason: str, now: float, kind: Literal["died", "unknown"] = "died"
+    ) -> list[Order]:
         if sandbox in self._idle:
             self._idle.remove(sandbox)
             return []
@@ -258,13 +268,16 @@ class Pool:
         if task is None:
             return []
         del self._running[task.action]
-        # One that may have begun is not run twice.
-        if task.state is State.SENT and task.attempt <= self._retries:
-            task.back()
-            bisect.insort(self._queue, task, key=_number)
-            return [Retried(task, reason)]
-        task.lost(reason, now)
-        return [Settle(task)]
+        # One that may have begun is not run twice, unless its own settings say so.
+        if task.state is State.SENT and task.attempt - task.reruns <= self._retries:
+            return [self._put_back(task, reason)]
+        task.lost(reason, now, kind)
+        return [self._put_back(task, reason) if task.again else Settle(task)]
+
+    def _put_back(self, task: Task, reason: str) -> Retried:
+        task.back()
+        bisect.insort(self._queue, task, key=_number)
+        return Retried(task, reason)
 
     def _refuse(self, error: Exception) -> list[Order]:
         refused, self._queue = self._queue, deque()

@@ -1,4 +1,7 @@
-"""One WebSocket of the pool stream, over websocket-client: connect, drain, send, close.
+"""One WebSocket to a runtime, over websocket-client: connect, drain, send, close.
+
+A `Link` carries frames. A `PoolStream` is one with a whole runtime at its other end,
+an `ObservationStream` one that tells of one sandbox (v1).
 
 No threads of its own. `drain` never waits; `send` waits at most `SEND_TIMEOUT`
 seconds for a runtime that does not read. One thread may drain while others send.
@@ -6,13 +9,21 @@ seconds for a runtime that does not read. One thread may drain while others send
 
 from __future__ import annotations
 
+import contextlib
+import json
 import select
 import socket
+import ssl
+import threading
 import time
+import urllib.parse
+from typing import Any
 
 import websocket
 
-from mentis_pool.errors import ProtocolError, RuntimeUnavailable
+from mentis_pool.address import is_loopback
+from mentis_pool.errors import ProtocolError, RuntimeRejected, RuntimeUnavailable
+from mentis_pool.mentis_v1 import V1Observation, decode
 from mentis_pool.pool_stream import (
     PATH,
     SUBPROTOCOL,
@@ -25,6 +36,10 @@ from mentis_pool.pool_stream import (
 
 SEND_TIMEOUT = 60.0
 _CHUNK = 256 * 1024
+
+
+# A TLS connection may have to write before it can read, and the other way round.
+_NOT_NOW = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class StreamLost(Exception):
@@ -43,6 +58,9 @@ class _Wire:
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         sock.setblocking(False)
         self._sock = sock
+        # Two threads may not be inside one TLS connection at a time.
+        tls = isinstance(sock, ssl.SSLSocket)
+        self._turn = threading.Lock() if tls else contextlib.nullcontext()
         self._buffer = memoryview(b"")
         self.deadline: float | None = deadline
         """Until when a read waits (monotonic); None when it does not."""
@@ -67,10 +85,11 @@ class _Wire:
     def _fill(self) -> bytes:
         while True:
             try:
-                return self._sock.recv(_CHUNK)
-            except (BlockingIOError, InterruptedError):
+                with self._turn:
+                    return self._sock.recv(_CHUNK)
+            except _NOT_NOW as exc:
                 if self.deadline is None:
-                    raise
+                    raise BlockingIOError from exc
                 self._wait(select.POLLIN, self.deadline)
 
     def send(self, data: bytes) -> int:
@@ -78,8 +97,12 @@ class _Wire:
         deadline = time.monotonic() + SEND_TIMEOUT
         while view:
             try:
-                view = view[self._sock.send(view) :]
-            except (BlockingIOError, InterruptedError):
+                with self._turn:
+                    sent = self._sock.send(view)
+                view = view[sent:]
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN, deadline)
+            except _NOT_NOW:
                 self._wait(select.POLLOUT, deadline)
         return len(data)
 
@@ -106,12 +129,133 @@ class _Wire:
 _ERRORS = (websocket.WebSocketException, OSError)
 
 
-class PoolStream:
-    """The stream to one runtime; `welcome` is what the runtime said first.
+class Link:
+    """A connected WebSocket: frames of bytes in and out.
+
+    Made by `unix_link` or `link`. Reading waits until `stop_waiting`, and then never.
+    """
+
+    def __init__(self, websocket: Any, wire: _Wire) -> None:
+        self._websocket = websocket
+        self._wire = wire
+
+    def fileno(self) -> int:
+        """For a selector."""
+        return self._wire.fileno()
+
+    def stop_waiting(self) -> None:
+        """From now on `receive` raises BlockingIOError where nothing is there."""
+        self._wire.deadline = None
+
+    def receive(self, opcode: int) -> bytes:
+        """The next frame, which must be of this kind.
+
+        Raises:
+            BlockingIOError: it has not arrived.
+            StreamLost: the connection is gone.
+            ProtocolError: it is of another kind.
+        """
+        try:
+            kind, frame = self._websocket.recv_data()
+        except BlockingIOError:
+            raise
+        except _ERRORS as exc:
+            raise StreamLost(str(exc) or type(exc).__name__) from exc
+        if kind == opcode:
+            return bytes(frame)
+        if kind == websocket.ABNF.OPCODE_CLOSE:
+            words = frame[2:].decode(errors="replace")
+            raise StreamLost(f"the runtime closed the stream: {words}")
+        raise ProtocolError("a frame of another kind than the stream has", frame)
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame; the caller sees to it that nobody else sends meanwhile.
+
+        Raises:
+            StreamLost: the connection is gone.
+        """
+        try:
+            self._websocket.send_binary(frame)
+        except _ERRORS as exc:
+            raise StreamLost(str(exc)) from exc
+
+    def close(self) -> None:
+        """Close at once; what was not sent is not sent."""
+        self._wire.close()
+
+
+def unix_link(sock: socket.socket, timeout: float) -> Link:
+    """A link over a socket that is connected to a runtime, for the pool stream.
 
     Args:
-        sock: connected to the runtime.
-        timeout: seconds within which it must be ready.
+        timeout: seconds within which the other end must answer, and be ready.
+
+    Raises:
+        RuntimeUnavailable: it does not.
+    """
+    wire = _Wire(sock, time.monotonic() + timeout)
+    made = websocket.WebSocket(skip_utf8_validation=True)
+    try:
+        made.connect(  # type: ignore[no-untyped-call]
+            f"ws://localhost{PATH}",
+            socket=wire,
+            subprotocols=[SUBPROTOCOL],
+            suppress_origin=True,
+        )
+    except _ERRORS as exc:
+        sock.close()
+        raise RuntimeUnavailable(f"no runtime answers: {exc}") from exc
+    return Link(made, wire)
+
+
+def link(url: str, token: str | None, timeout: float, subprotocol: str | None = None) -> Link:
+    """A link to an address.
+
+    Args:
+        url: ``ws://`` or ``wss://``. Proxies are taken from the environment, but for loopback.
+        token: for the runtime; None where it asks for none.
+        timeout: seconds within which the other end must answer, and be ready.
+
+    Raises:
+        RuntimeUnavailable: nothing answers there.
+        RuntimeRejected: it answers, and refuses.
+    """
+    host = urllib.parse.urlsplit(url).hostname or ""
+    made = websocket.WebSocket(skip_utf8_validation=True)
+    deadline = time.monotonic() + timeout
+    try:
+        made.connect(  # type: ignore[no-untyped-call]
+            url,
+            timeout=timeout,
+            header=[] if token is None else [f"Authorization: Bearer {token}"],
+            subprotocols=None if subprotocol is None else [subprotocol],
+            suppress_origin=True,
+            http_no_proxy=[host] if is_loopback(host) else None,
+        )
+    except websocket.WebSocketBadStatusException as exc:
+        raise RuntimeRejected(refused(url, exc.status_code, exc.resp_body or b"")) from exc
+    except _ERRORS as exc:
+        reason = str(exc) or type(exc).__name__
+        raise RuntimeUnavailable(f"no runtime answers at {url}: {reason}") from exc
+    wire = _Wire(made.sock, deadline)  # type: ignore[arg-type]
+    made.sock = wire  # type: ignore[assignment]
+    return Link(made, wire)
+
+
+def refused(url: str, status: int, body: bytes) -> str:
+    """What an answer that refuses means, in words for the user."""
+    try:
+        message = json.loads(body)["message"]
+    except (ValueError, LookupError, TypeError):
+        message = body[:200].decode(errors="replace").strip() or "no reason was given"
+    if status in (401, 403):
+        how = "give the runtime's token, as token=… or in MENTIS_RUNTIME_TOKEN"
+        return f"{url} refuses with HTTP {status}: {message} ({how})"
+    return f"{url} refuses with HTTP {status}: {message}"
+
+
+class PoolStream:
+    """The pool stream over a link; `welcome` is what the runtime said first.
 
     Raises:
         RuntimeUnavailable: there is no runtime at the other end, or it did not
@@ -120,34 +264,26 @@ class PoolStream:
 
     welcome: Welcome
 
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        self._wire = _Wire(sock, deadline)
+    def __init__(self, link: Link) -> None:
+        self._link = link
         self._sender = Sender()
         self._receiver = events()
-        self._websocket = websocket.WebSocket(skip_utf8_validation=True)
         try:
-            self._websocket.connect(  # type: ignore[no-untyped-call]
-                f"ws://localhost{PATH}",
-                socket=self._wire,
-                subprotocols=[SUBPROTOCOL],
-                suppress_origin=True,
-            )
             first = self._receive()
-        except (*_ERRORS, ProtocolError, StreamLost) as exc:
-            sock.close()
+        except (OSError, ProtocolError, StreamLost) as exc:
+            link.close()
             raise RuntimeUnavailable(f"no runtime answers: {exc}") from exc
         if not first or not isinstance(first[0], Welcome):
-            sock.close()
+            link.close()
             raise RuntimeUnavailable("the other end did not say Welcome")
         self.welcome = first[0]
         self._early = first[1:]
         self._end: Exception | None = None
-        self._wire.deadline = None
+        link.stop_waiting()
 
     def fileno(self) -> int:
         """For a selector."""
-        return self._wire.fileno()
+        return self._link.fileno()
 
     def drain(self) -> list[Event]:
         """All events that have arrived.
@@ -164,20 +300,13 @@ class PoolStream:
                 return arrived
             except (ProtocolError, StreamLost) as exc:
                 self._end = exc
-            except _ERRORS as exc:
-                self._end = StreamLost(str(exc))
         if not arrived:
             raise self._end
         # What came before the end first; the next call tells of the end.
         return arrived
 
     def _receive(self) -> list[Event]:
-        opcode, frame = self._websocket.recv_data()
-        if opcode == websocket.ABNF.OPCODE_BINARY:
-            return self._receiver.messages(frame)
-        if opcode == websocket.ABNF.OPCODE_CLOSE:
-            raise StreamLost(f"the runtime closed the stream: {frame[2:].decode(errors='replace')}")
-        raise ProtocolError("a text frame in the pool stream", frame)
+        return self._receiver.messages(self._link.receive(websocket.ABNF.OPCODE_BINARY))
 
     def send(self, commands: list[Command]) -> None:
         """Send these in one frame; the caller sees to it that nobody else sends meanwhile.
@@ -185,12 +314,48 @@ class PoolStream:
         Raises:
             StreamLost: the connection is gone.
         """
-        frame = self._sender.frame(commands, self._receiver.seq)
-        try:
-            self._websocket.send_binary(frame)
-        except _ERRORS as exc:
-            raise StreamLost(str(exc)) from exc
+        self._link.send(self._sender.frame(commands, self._receiver.seq))
 
     def close(self) -> None:
         """Close at once; what was not sent is not sent."""
-        self._wire.close()
+        self._link.close()
+
+
+class ObservationStream:
+    """What is said of one sandbox (v1), over a link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._end: StreamLost | None = None
+        link.stop_waiting()
+
+    def fileno(self) -> int:
+        """For a selector."""
+        return self._link.fileno()
+
+    def drain(self) -> tuple[list[V1Observation], list[ProtocolError]]:
+        """All observations that have arrived, and what among them was none.
+
+        Raises:
+            StreamLost: the connection is gone; nothing else will arrive.
+        """
+        arrived: list[V1Observation] = []
+        wrong: list[ProtocolError] = []
+        while self._end is None:
+            try:
+                some, other = decode(self._link.receive(websocket.ABNF.OPCODE_TEXT))
+                arrived += some
+                wrong += other
+            except BlockingIOError:
+                return arrived, wrong
+            except ProtocolError as exc:
+                wrong.append(exc)
+            except StreamLost as exc:
+                self._end = exc
+        if not arrived and not wrong:
+            raise self._end
+        return arrived, wrong
+
+    def close(self) -> None:
+        """Close at once."""
+        self._link.close()

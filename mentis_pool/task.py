@@ -19,6 +19,7 @@ from mentis_pool.errors import (
     OutcomeUnknown,
     PayloadError,
     ProtocolError,
+    RuntimeRejected,
     SandboxDied,
     SandboxError,
     cell_error,
@@ -38,9 +39,12 @@ from mentis_pool.output import StreamBound
 from mentis_pool.results import CellResult, Opaque, Usage
 from mentis_pool.text import to_text
 
+# Kinds of `Error` that say nothing against the cell.
+_SANDBOX_FAILED = ("died", "unknown", "protocol")
+
 
 class State(enum.Enum):
-    """Where one task is. It moves down this list; only a retry moves it up, from SENT."""
+    """Where one task is. It moves down this list; only a retry moves it up, to QUEUED."""
 
     QUEUED = "queued"  # ours alone: Future.cancel() still works
     SENT = "sent"  # given to a sandbox, its start not observed
@@ -57,10 +61,13 @@ class Settings:
     stdin: str | None = None
     on_output: Callable[[Stream], object] | None = None
     argv: tuple[str, ...] | None = None
+    retries: int = 0
 
 
 class Record:
     """What was said about a task, in order, and whether that is all.
+
+    A task that is run again begins again: with another `Start`.
 
     ``limit`` bounds the bytes kept of each stream where the runtime does not.
     Appended to by one thread; may be read by others meanwhile.
@@ -69,15 +76,20 @@ class Record:
     def __init__(self, limit: int | None = None, bounded: bool = True) -> None:
         self.said: list[Observation] = []
         self.ended = False
-        self._bounds = (
-            None
-            if bounded
-            else {"stdout": StreamBound("stdout", limit), "stderr": StreamBound("stderr", limit)}
-        )
+        self._limit = limit
+        self._bounds = None if bounded else self._new_bounds()
+
+    def _new_bounds(self) -> dict[str, StreamBound]:
+        return {
+            "stdout": StreamBound("stdout", self._limit),
+            "stderr": StreamBound("stderr", self._limit),
+        }
 
     def add(self, observation: Observation) -> None:
         """Take the next observation; after `End` comes none."""
         if self._bounds is not None:
+            if isinstance(observation, Start):
+                self._bounds = self._new_bounds()
             if isinstance(observation, Stream):
                 self.said += self._bounds[observation.stream].feed(observation.data)
                 return
@@ -94,6 +106,7 @@ class Task:
 
     __slots__ = (
         "action",
+        "again",
         "attempt",
         "claimed",
         "context",
@@ -102,6 +115,7 @@ class Task:
         "max_output",
         "number",
         "record",
+        "reruns",
         "sandbox",
         "settings",
         "sources",
@@ -140,6 +154,8 @@ class Task:
         self.action = 0
         self.sandbox = 0
         self.record = Record(max_output, bounded=settings.on_output is None)
+        self.reruns = 0
+        self.again = False
 
     def claim(self) -> bool:
         """Whether it may run: unless it was cancelled, from now on it cannot be."""
@@ -158,12 +174,21 @@ class Task:
         """The runtime said something about it."""
         if isinstance(observation, Start):
             self.started = now
-        # Its Start may be missing: whatever is said of it, it is not run a second time.
-        self.state = State.ENDED if isinstance(observation, End) else State.RUNNING
+        # Its Start may be missing: whatever is said of it, it may have begun.
+        self.state = State.RUNNING
+        if isinstance(observation, Error) and observation.kind in _SANDBOX_FAILED:
+            self.again = self.reruns < self.settings.retries
+        if self.again:
+            return
+        if isinstance(observation, End):
+            self.state = State.ENDED
         self.record.add(observation)
 
     def back(self) -> None:
-        """Its sandbox was lost before it began: it waits again."""
+        """Its sandbox was lost: it waits again."""
+        self.reruns += self.state is State.RUNNING
+        self.again = False
+        self.started = None
         self.state = State.QUEUED
 
     def refused(self) -> None:
@@ -171,9 +196,10 @@ class Task:
         self.state = State.QUEUED
         self.attempt -= 1
 
-    def lost(self, message: str, now: float) -> None:
-        """Nothing more will be heard of it."""
-        kind: Literal["died", "unknown"] = "died" if self.state is State.RUNNING else "unknown"
+    def lost(self, message: str, now: float, kind: Literal["died", "unknown"] = "died") -> None:
+        """Nothing more will be heard of it; ``kind`` says what that means where it had begun."""
+        if self.state is not State.RUNNING:
+            kind = "unknown"
         seconds = now - self.started if self.started is not None else 0.0
         self.observe(Error(kind, message), now)
         self.observe(End(seconds), now)
@@ -213,7 +239,8 @@ def outcome(
     text: str | None = None
     ended = False
     usage = Usage(queued=queued)
-    for observation in said:
+    begun = max((i for i, each in enumerate(said) if isinstance(each, Start)), default=0)
+    for observation in said[begun:]:
         if isinstance(observation, Stream):
             streams[observation.stream].append(observation.data)
         elif isinstance(observation, Cut):
@@ -313,6 +340,8 @@ def _error(said: Error, timeout: float | None, sandbox_id: str | None) -> Mentis
         return SandboxDied(said.message, sandbox_id, said.signal, said.exit_code)
     if said.kind == "payload":
         return PayloadError(said.message)
+    if said.kind == "rejected":
+        return RuntimeRejected(said.message)
     if said.kind == "protocol":
         return SandboxError(said.message, sandbox_id)
     return OutcomeUnknown(said.message, sandbox_id)

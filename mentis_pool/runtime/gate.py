@@ -10,7 +10,6 @@ point here (DNS rebinding), a Host that is not ours. Both are refused.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import urllib.parse
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -19,11 +18,12 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mentis_pool import mentis_v1
+from mentis_pool.address import is_loopback
 
 _PREFIX = "/t/"
-_HOW = (
-    "give the one that was printed at its start: in the header 'Authorization: Bearer TOKEN', "
-    "as ?token=TOKEN, or as the beginning of the path, /t/TOKEN"
+HOW = (
+    "Give the one that was printed at its start: in the header 'Authorization: Bearer TOKEN', "
+    "as ?token=TOKEN, or as the beginning of the path, /t/TOKEN."
 )
 
 
@@ -32,17 +32,6 @@ class Refused(NamedTuple):
 
     status: int
     message: str
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this is a name or an address of the machine itself, for itself."""
-    host = host.strip("[]").lower().rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def split_token(path: str) -> tuple[str | None, str]:
@@ -87,8 +76,7 @@ def refusal(
     tokens = [each for each in given if each]
     if any(hmac.compare_digest(each.encode(), token.encode()) for each in tokens):
         return None
-    what = "the token is wrong" if tokens else "this runtime asks for a token"
-    return Refused(401, f"{what}: {_HOW}")
+    return Refused(401, "the token is wrong" if tokens else "this runtime asks for a token")
 
 
 def _name(host: str) -> str:
@@ -125,10 +113,12 @@ class Gate:
             await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
             return
         kind = "http" if scope["type"] == "http" else "websocket.http"
-        body = msgspec.json.encode(mentis_v1.Refusal(refused.message))
+        refusal_body = mentis_v1.Refusal(refused.message)
         response_headers = [(b"content-type", b"application/json")]
         if refused.status == 401:
+            refusal_body.detail = HOW
             response_headers.append((b"www-authenticate", b"Bearer"))
+        body = msgspec.json.encode(refusal_body)
         await send(
             {
                 "type": f"{kind}.response.start",

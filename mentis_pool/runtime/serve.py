@@ -9,8 +9,8 @@ import socket
 import sys
 from collections.abc import Callable
 
+from mentis_pool.address import is_loopback
 from mentis_pool.runtime import isolation, local, program
-from mentis_pool.runtime.gate import is_loopback
 
 _MEMORY = 128 * 1024 * 1024
 """Bytes of memory that a sandbox is taken to need."""

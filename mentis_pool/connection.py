@@ -1,0 +1,178 @@
+"""What the engine needs of a runtime, whatever it speaks: commands in, events out.
+
+`local` starts the embedded runtime, `remote` asks one at an address what it speaks.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from mentis_pool.address import Address
+from mentis_pool.errors import RuntimeRejected, RuntimeUnavailable
+from mentis_pool.events import log
+from mentis_pool.pool_stream import PATH, SUBPROTOCOL, Command, Event
+from mentis_pool.runtime.local import LocalRuntime
+from mentis_pool.slot import Named
+from mentis_pool.stream import PoolStream, link, unix_link
+
+START_TIMEOUT = 60.0
+"""Seconds within which a runtime must be ready; preloading counts."""
+
+
+class Connection(Protocol):
+    """A runtime that is connected. One thread drains, while others send, one at a time."""
+
+    lost_tasks: Literal["died", "unknown"]
+    """What becomes of tasks that ran when it was lost."""
+
+    def fileno(self) -> int:
+        """For a selector: readable when `drain` has something to do."""
+
+    def wait(self) -> float | None:
+        """Seconds until `drain` has something to do anyway, or None."""
+
+    def drain(self) -> Sequence[Event | Named]:
+        """All that happened. Raises StreamLost or a MentisPoolError when it is lost."""
+
+    def send(self, commands: list[Command]) -> None:
+        """Have these carried out. Raises StreamLost when it is lost."""
+
+    def names(self, action: int, sandbox: int) -> tuple[str | None, str | None]:
+        """What the runtime calls an action and a sandbox; None where it will tell (`Named`)."""
+
+    def lose(self) -> str:
+        """Close it, as one that is lost; why it was, where that is known."""
+
+    def close(self) -> None:
+        """Close it, and free what it had at the runtime."""
+
+
+class _Pool:
+    """A connection by the pool stream."""
+
+    def __init__(self, stream: PoolStream) -> None:
+        self._stream = stream
+        self.fileno = stream.fileno
+        self.drain = stream.drain
+        self.send = stream.send
+
+    def wait(self) -> float | None:
+        return None
+
+    def names(self, action: int, sandbox: int) -> tuple[str | None, str | None]:
+        session = self._stream.welcome.session
+        return f"{session}-{action}", f"{session}-s{sandbox}"
+
+
+class LocalConnection(_Pool):
+    """The embedded runtime and the stream to it."""
+
+    lost_tasks: Literal["died", "unknown"] = "died"
+
+    def __init__(self, runtime: LocalRuntime, stream: PoolStream) -> None:
+        super().__init__(stream)
+        self._runtime = runtime
+
+    def lose(self) -> str:
+        """End what is left of it; its last words."""
+        self._stream.close()
+        words = self._runtime.last_words(1.0)
+        self._runtime.stop()
+        return words
+
+    def close(self) -> None:
+        """End the runtime."""
+        self._stream.close()
+        self._runtime.stop()
+        log("info", "runtime_stopped", pid=self._runtime.pid)
+
+
+class RemoteConnection(_Pool):
+    """A runtime of ours at an address, and the stream to it; it goes on without us."""
+
+    lost_tasks: Literal["died", "unknown"] = "unknown"
+
+    def __init__(self, url: str, stream: PoolStream) -> None:
+        super().__init__(stream)
+        self._url = url
+
+    def lose(self) -> str:
+        """Close what is left of it."""
+        self._stream.close()
+        return f"the connection to {self._url} was lost"
+
+    def close(self) -> None:
+        """Close the stream: the runtime ends our sandboxes."""
+        self._stream.close()
+        log("info", "runtime_left", url=self._url)
+
+
+def local(preload: list[str], threads: int) -> LocalConnection:
+    """Start the embedded runtime.
+
+    Raises:
+        RuntimeUnavailable: it cannot be started here, and why.
+    """
+    begun = time.monotonic()
+    runtime = LocalRuntime(preload, threads)
+    try:
+        stream = PoolStream(unix_link(runtime.connect(), START_TIMEOUT))
+    except RuntimeUnavailable as exc:
+        words = runtime.last_words()
+        runtime.stop()
+        raise RuntimeUnavailable(words) from exc
+    except BaseException:
+        runtime.stop()
+        raise
+    seconds = round(time.monotonic() - begun, 6)
+    log("info", "runtime_started", pid=runtime.pid, seconds=seconds)
+    return LocalConnection(runtime, stream)
+
+
+def remote(
+    address: Address, token: str | None, retries: int, ending: threading.Event
+) -> Connection:
+    """Connect to the runtime at an address, by the pool stream or by v1.
+
+    Raises:
+        RuntimeUnavailable: nothing answers there, after all retries.
+        RuntimeRejected: it answers, and refuses, or is of another version.
+    """
+    # What reaches other machines takes 60 ms to import.
+    from mentis_pool.client import Client
+    from mentis_pool.v1_connection import V1Connection
+
+    begun = time.monotonic()
+    # The engine repeats all of this while nothing answers.
+    client = Client(address, token, 0, ending)
+    streams = client.streams()
+    client.close()
+    connection: Connection
+    if SUBPROTOCOL in streams:
+        connection = RemoteConnection(address.url, _pool_stream(address, token))
+    elif streams:
+        raise RuntimeRejected(
+            f"the runtime at {address.url} speaks {', '.join(streams)}, and this is "
+            f"{SUBPROTOCOL}: install the same version of mentis_pool on both sides"
+        )
+    else:
+        connection = V1Connection(Client(address, token, retries, ending))
+    seconds = round(time.monotonic() - begun, 6)
+    log("info", "runtime_reached", url=address.url, seconds=seconds)
+    return connection
+
+
+def _pool_stream(address: Address, token: str | None) -> PoolStream:
+    stream = PoolStream(link(address.ws(PATH), token, START_TIMEOUT, SUBPROTOCOL))
+    theirs, ours = stream.welcome.python, platform.python_version()
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        stream.close()
+        raise RuntimeRejected(
+            f"the runtime at {address.url} runs Python {theirs} and this is Python {ours}: "
+            "what is pickled for it may not be what it takes; use the same Python on both sides"
+        )
+    return stream

@@ -1,0 +1,204 @@
+"""Cells at an original runtime: the text that is sent, and what its observations amount to.
+
+An original runtime tells less than ours. So a first line goes before each cell:
+it sets the variables, says once on stdout and on stderr that it ran (output that
+lacks it was lost on the way), and takes itself out of the cell's tracebacks. The
+value and the exception are read from what IPython printed of them.
+
+Pure: text in and out.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+
+from mentis_pool.mentis_v1 import ResultObservation
+from mentis_pool.observations import Error, Failure, Observation, Result, StreamName
+from mentis_pool.output import StreamBound
+from mentis_pool.text import to_bytes
+
+STILL_RUNS = "context deadline exceeded"
+"""In the error of a cell that the runtime does not wait for any longer."""
+
+# Runs in the sandbox, before the cell. `to_run` is IPython's list of what it will
+# compile, one statement after the other (InteractiveShell.run_ast_nodes).
+_SETUP = """
+import ast, base64, linecache, pickle, sys
+count = ip.displayhook.prompt_count
+for name, pickled in variables.items():
+    try:
+        ip.user_ns[name] = pickle.loads(base64.b64decode(pickled))
+    except BaseException as exc:
+        print(f"\\x02{token}!{name!r} cannot be rebuilt in the sandbox: {type(exc).__name__}: {exc}\\x03")
+        print(f"\\x02{token}:{count}\\x03", file=sys.stderr)
+        raise
+frame = sys._getframe(1)
+file = frame.f_code.co_filename
+while frame is not None and "to_run" not in frame.f_locals:
+    frame = frame.f_back
+if frame is not None:
+    for node, _ in frame.f_locals["to_run"][1:]:
+        ast.increment_lineno(node, -1)
+    if file in linecache.cache:
+        size, time, lines, name = linecache.cache[file]
+        linecache.cache[file] = size, time, lines[1:], name
+for stream in sys.stdout, sys.stderr:
+    print(f"\\x02{token}:{count}\\x03", file=stream)
+"""
+
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_MARGIN = re.compile(r"[ \t]*")
+_RULE = "-" * 75
+_HEADER = re.compile(rf"^{_RULE}\n(\S+) +Traceback \(most recent call last\)", re.MULTILINE)
+_CHAINED = re.compile(
+    r"\n(?:The above exception was the direct cause of the following exception"
+    r"|During handling of the above exception, another exception occurred):\n\n\Z"
+)
+_SYNTAX = re.compile(
+    r"^ *(?:Cell In ?\[\d+\], line \d+|Input In \[\d+\]|File .*, line \d+).*$", re.MULTILINE
+)
+_PLACE = re.compile(r"((?:Cell In ?\[\d+\]|<ipython-input-[^>]*>\"?), line )(\d+)")
+_LAST = re.compile(r"^([A-Za-z_][\w.]*)(?:: ?(.*))?\Z", re.MULTILINE | re.DOTALL)
+
+
+def source(cell: str, token: str, variables: dict[str, bytes]) -> str:
+    """The text to be sent for a cell.
+
+    Args:
+        token: a word that nobody else knows.
+        variables: their pickles, by name.
+    """
+    packed = {name: base64.b64encode(pickled).decode() for name, pickled in variables.items()}
+    first = (
+        f"__import__('builtins').exec({_SETUP!r}, "
+        f"{{'ip': get_ipython(), 'token': {token!r}, 'variables': {packed!r}}})"
+    )
+    return f"{first}\n{_python(cell)}"
+
+
+def _python(cell: str) -> str:
+    """The cell as it may stand after a line of Python."""
+    begun = cell.lstrip("\n")
+    if begun[:2] == "%%" or _MARGIN.match(begun)[0] or begun[:3] in (">>>", "In "):  # type: ignore[index]
+        # What IPython looks for in the first lines only, it has to do before.
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        return str(TransformerManager().transform_cell(cell))
+    return cell
+
+
+def is_complete(stdout: str, stderr: str, token: str, result: ResultObservation) -> bool:
+    """Whether nothing is lost of the output of a cell that ended with this result."""
+    said = f"\x02{token}"
+    if said in stdout:
+        return said in stderr
+    # What is no Python does not run at all, and its traceback is all that it says.
+    return result.exit_code != 0 and stdout != "" and said not in stderr
+
+
+def outcome(
+    stdout: str, stderr: str, token: str, result: ResultObservation, max_output: int | None
+) -> list[Observation]:
+    """What a cell said, from its complete output to its result, as our own runtime says it."""
+    shown, count, wrong = _unmarked(stdout, token)
+    said: Result | Error
+    if wrong is not None:
+        shown, said = "", Error("payload", f"the variable {wrong}")
+    elif result.exit_code != 0:
+        shown, failure = failure_in(shown, result.error_value or "", shifted=count is None)
+        said = Result(failure=failure)
+    else:
+        shown, text = _value_in(shown, count)
+        # Nothing tells the type.
+        said = Result(text=text, type_name=None if text is None else "unknown")
+    errors, _, _ = _unmarked(stderr, token)
+    return [*_output(shown, errors, max_output), said]
+
+
+def output(stdout: str, stderr: str, token: str, max_output: int | None) -> list[Observation]:
+    """What a cell wrote, as far as it was heard."""
+    return _output(_unmarked(stdout, token)[0], _unmarked(stderr, token)[0], max_output)
+
+
+def _unmarked(text: str, token: str) -> tuple[str, int | None, str | None]:
+    """The text without what the first line said, the cell's number, and what was wrong."""
+    before, found, rest = text.partition(f"\x02{token}")
+    if not found:
+        return text, None, None
+    mark, _, after = rest.partition("\x03")
+    after = after.removeprefix("\n")
+    if mark.startswith("!"):
+        return before + after, None, mark[1:]
+    return before + after, int(mark[1:]), None
+
+
+def _value_in(stdout: str, count: int | None) -> tuple[str, str | None]:
+    """The output before ``Out[n]: …``, and what follows it."""
+    mark = f"Out[{count}]: "
+    at = stdout.rfind(mark)
+    if at < 0 or (at > 0 and stdout[at - 1] != "\n"):
+        plain = _ESCAPES.sub("", stdout)
+        if plain != stdout:
+            return _value_in(plain, count)
+        return stdout, None
+    text = stdout[at + len(mark) :].removesuffix("\n")
+    # A value of several lines begins on a line of its own.
+    return stdout[:at], text.removeprefix("\n") if "\n" in text else text
+
+
+def failure_in(stdout: str, value: str, shifted: bool = False) -> tuple[str, Failure]:
+    """The output before a traceback that IPython printed, and the exception.
+
+    Args:
+        value: the exception's text, where it is known.
+        shifted: whether the lines of the cell are counted from one too early.
+    """
+    plain = _ESCAPES.sub("", stdout)
+    headers = list(_HEADER.finditer(plain))
+    if headers:
+        name = headers[-1][1]
+        at = headers[-1].start()
+        for header in reversed(headers[:-1]):
+            if not _CHAINED.search(plain[header.start() : at]):
+                break
+            at = header.start()
+    else:
+        found = list(_SYNTAX.finditer(plain))
+        at = found[-1].start() if found else 0
+        last = _LAST.search(plain[at:].rstrip().rpartition("\n")[2])
+        name = last[1] if last else "UnknownError"
+        if last and not value:
+            value = last[2] or ""
+    traceback = plain[at:].rstrip("\n") + "\n"
+    if shifted:
+        traceback, value = _PLACE.sub(_one_less, traceback), _PLACE.sub(_one_less, value)
+    if not value and f"\n{name}: " in traceback:
+        value = traceback.rpartition(f"\n{name}: ")[2].rstrip("\n")
+    return _with_colours(stdout, plain[:at]), Failure(name, value, traceback)
+
+
+def _one_less(place: re.Match[str]) -> str:
+    return f"{place[1]}{max(1, int(place[2]) - 1)}"
+
+
+def _with_colours(coloured: str, plain: str) -> str:
+    """As much of a coloured text as this is, which is the beginning of it without colours."""
+    at = left = 0
+    while left < len(plain):
+        escape = _ESCAPES.match(coloured, at)
+        if escape:
+            at = escape.end()
+        else:
+            at += 1
+            left += 1
+    return coloured[:at]
+
+
+def _output(stdout: str, stderr: str, limit: int | None) -> list[Observation]:
+    return [*_bounded("stdout", stdout, limit), *_bounded("stderr", stderr, limit)]
+
+
+def _bounded(stream: StreamName, text: str, limit: int | None) -> list[Observation]:
+    bound = StreamBound(stream, limit)
+    return [*bound.feed(to_bytes(text)), *bound.finish()]
