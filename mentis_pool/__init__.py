@@ -74,6 +74,11 @@ if TYPE_CHECKING:
     from mentis_pool.results import CellResult as CellResult
     from mentis_pool.results import Opaque as Opaque
     from mentis_pool.results import Usage as Usage
+    from mentis_pool.sandbox import ConcurrentTask as ConcurrentTask
+    from mentis_pool.sandbox import MentisSandbox as MentisSandbox
+    from mentis_pool.sandbox import Space as Space
+    from mentis_pool.sandbox import SpaceManager as SpaceManager
+    from mentis_pool.sandbox import sandbox_session as sandbox_session
 
 _HOME = {
     **dict.fromkeys(
@@ -98,6 +103,9 @@ _HOME = {
         ("Cut", "Display", "End", "Error", "Result", "Start", "Stream"), "observations"
     ),
     **dict.fromkeys(("CellResult", "Opaque", "Usage"), "results"),
+    **dict.fromkeys(
+        ("ConcurrentTask", "MentisSandbox", "Space", "SpaceManager", "sandbox_session"), "sandbox"
+    ),
 }
 
 __all__ = [

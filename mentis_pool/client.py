@@ -151,12 +151,11 @@ class Client:
         path = mentis_v1.tool_path(space_id, sandbox_id, "run_shell_command")
         return self._post_once(path, body)
 
-    def stream(self, sandbox_id: str) -> ObservationStream:
-        """Connect the stream of a sandbox."""
+    def stream(self, sandbox_id: str, timeout: float | None = None) -> ObservationStream:
+        """Connect the stream of a sandbox, each try within so many seconds."""
         url = self.address.ws(mentis_v1.stream_path(sandbox_id))
-        return self._retrying.copy()(
-            lambda: ObservationStream(link(url, self._token, READ_TIMEOUT))
-        )
+        seconds = READ_TIMEOUT if timeout is None else timeout
+        return self._retrying.copy()(lambda: ObservationStream(link(url, self._token, seconds)))
 
     # ── requests ────────────────────────────────────────────────────────────
 

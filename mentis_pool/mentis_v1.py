@@ -31,6 +31,8 @@ from mentis_pool.text import printable, to_text, whole_characters
 
 DEFAULT_URL = "http://127.0.0.1:5266"
 DEFAULT_SPACE = "default"
+STILL_RUNS = "context deadline exceeded"
+"""In the error of a cell that an original runtime waits for no longer; its result comes later."""
 
 # ── paths, below the runtime's address ──────────────────────────────────────
 

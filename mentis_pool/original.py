@@ -18,9 +18,6 @@ from mentis_pool.observations import Error, Failure, Observation, Result, Stream
 from mentis_pool.output import StreamBound
 from mentis_pool.text import to_bytes
 
-STILL_RUNS = "context deadline exceeded"
-"""In the error of a cell that the runtime does not wait for any longer."""
-
 # Runs in the sandbox, before the cell. `to_run` is IPython's list of what it will
 # compile, one statement after the other (InteractiveShell.run_ast_nodes).
 _SETUP = """

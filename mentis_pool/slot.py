@@ -25,6 +25,7 @@ from typing import Literal
 
 from mentis_pool import original
 from mentis_pool.mentis_v1 import (
+    STILL_RUNS,
     EndObservation,
     ErrorObservation,
     ResultObservation,
@@ -368,7 +369,7 @@ class Slot:
         return []
 
     def _hear_error(self, error: str, now: float) -> list[Order]:
-        if original.STILL_RUNS in error:
+        if STILL_RUNS in error:
             return []  # the runtime waits no longer; the cell goes on, and its result comes
         return self._fail(Error("died", f"the runtime lost the cell: {error}"), now)
 

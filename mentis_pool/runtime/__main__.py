@@ -1,4 +1,4 @@
-"""The embedded runtime's program: serves its client on a Unix socket, and ends with it.
+"""The embedded runtime's program: serves its client, and ends with it.
 
 Standard input is the lifeline: one line of JSON (see `mentis_pool.runtime.local`),
 then nothing until its end, which means "stop now". A pidfd of the client says
@@ -37,7 +37,14 @@ def main() -> None:
     ) as zygote:
         from mentis_pool.runtime.server import server
 
-        program.run(zygote, directory, socket.socket(fileno=config["listener"]), server, watch)
+        token = config["token"]
+        program.run(
+            zygote,
+            directory,
+            socket.socket(fileno=config["listener"]),
+            lambda supervisor: server(supervisor, token=token, loopback=token is not None),
+            watch,
+        )
 
 
 if __name__ == "__main__":

@@ -37,12 +37,14 @@ class LocalRuntime:
     Args:
         preload: modules that the zygote imports.
         threads: how many threads BLAS and OpenMP may start in a sandbox.
+        token: None to be reached by `connect` alone. Otherwise it listens on TCP,
+            on loopback, at `url`, for whoever has this token.
 
     Raises:
         RuntimeUnavailable: it cannot be started here, and why.
     """
 
-    def __init__(self, preload: list[str], threads: int) -> None:
+    def __init__(self, preload: list[str], threads: int, token: str | None = None) -> None:
         if sys.platform == "win32":
             raise RuntimeUnavailable(
                 "the embedded runtime needs fork(), which Windows has not: give the address "
@@ -55,19 +57,22 @@ class LocalRuntime:
         # Without a name: it can be read when the runtime has removed the directory.
         self._log = tempfile.TemporaryFile()
         try:
-            self._process = self._start(preload, threads)
+            self._process = self._start(preload, threads, token)
         except OSError as exc:
             self._release()
             raise RuntimeUnavailable(
                 f"the embedded runtime cannot be started with {sys.executable!r}: {exc}"
             ) from exc
 
-    def _start(self, preload: list[str], threads: int) -> subprocess.Popen[bytes]:
+    def _start(
+        self, preload: list[str], threads: int, token: str | None
+    ) -> subprocess.Popen[bytes]:
         path = search_path()
         environment = isolation.environment(os.environ, threads)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(self._path)
+        with socket.socket(socket.AF_UNIX if token is None else socket.AF_INET) as listener:
+            listener.bind(self._path if token is None else ("127.0.0.1", 0))
             listener.listen(16)
+            self._address = listener.getsockname()
             process = subprocess.Popen(
                 [sys.executable, "-c", _RUNTIME, json.dumps(path)],
                 stdin=subprocess.PIPE,
@@ -86,6 +91,7 @@ class LocalRuntime:
                 # Cells find their own files first, as a script does.
                 "sys_path": ["", *path],
                 "preload": preload,
+                "token": token,
             }
             self._lifeline = process.stdin
             assert self._lifeline is not None
@@ -100,6 +106,11 @@ class LocalRuntime:
     def pid(self) -> int:
         """The process that serves."""
         return self._process.pid
+
+    @property
+    def url(self) -> str:
+        """Where it listens, when it was given a token."""
+        return f"http://127.0.0.1:{self._address[1]}"
 
     def connect(self) -> socket.socket:
         """A connection to it; the other end answers when it is ready, or resets it.
