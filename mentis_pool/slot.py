@@ -233,7 +233,9 @@ class Slot:
             orders += self._say(cell.run.action, [Start(wall)])
         sandbox = self._sandbox
         for early in self._early.pop(action_id, []):
-            orders += self._hear(early, now)
+            # What is said after the cell is over means nothing any more.
+            if cell is self._cell or cell is None:
+                orders += self._hear(early, now)
         if not self._posted and sandbox is not None:
             orders += [
                 Skip(sandbox, f"an observation of an unknown action {unknown!r}")

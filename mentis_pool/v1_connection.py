@@ -24,7 +24,7 @@ from mentis_pool.errors import MentisPoolError, RuntimeRejected, RuntimeUnavaila
 from mentis_pool.events import log
 from mentis_pool.keepers import Keepers
 from mentis_pool.pool_stream import Close, Closed, Command, Event, Open, Refused, Run
-from mentis_pool.slot import Delete, Make, Named, Order, Post, Refusal, Slot, Tell
+from mentis_pool.slot import Delete, Make, Named, Order, Post, Refusal, Skip, Slot, Tell
 from mentis_pool.stream import ObservationStream, StreamLost
 
 MOST_KEEPERS = 64
@@ -158,28 +158,26 @@ class V1Connection:
     def _decide(self, slot: Slot, decision: Callable[..., list[Order]], *args: object) -> None:
         with self._lock:
             orders = decision(*args)
+            # Under the lock, so that what is decided later is told later.
+            events = [order.event for order in orders if isinstance(order, Tell)]
+            self._events += events
+            if any(isinstance(event, (Closed, Refused)) for event in events):
+                self._slots.pop(slot.number, None)
+        if events:
+            self._wake()
         for order in orders:
             self._carry_out(slot, order)
 
     def _carry_out(self, slot: Slot, order: Order) -> None:
-        if isinstance(order, Tell):
-            self._tell(order.event, slot)
-        elif isinstance(order, Make):
+        if isinstance(order, Make):
             self._keep(slot, self._make)
         elif isinstance(order, Post):
             self._keep(slot, lambda slot: self._post(slot, order))
         elif isinstance(order, Delete):
             self._doomed.append(order.sandbox_id)
             self._wake()
-        else:
+        elif isinstance(order, Skip):
             log("warning", "observation_skipped", sandbox_id=order.sandbox_id, reason=order.reason)
-
-    def _tell(self, event: Event | Named, slot: Slot) -> None:
-        if isinstance(event, (Closed, Refused)):
-            with self._lock:
-                self._slots.pop(slot.number, None)
-        self._events.append(event)
-        self._wake()
 
     def _wake(self) -> None:
         try:

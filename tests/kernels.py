@@ -1,0 +1,58 @@
+"""A warm process that forks IPython shells, one for each connection to its Unix socket.
+
+``python kernels.py SOCKET``. A shell says its pid, then answers each line
+``{"code"}`` with a line ``{"stdout", "stderr", "error"}``.
+"""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import sys
+
+import IPython
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+
+def serve(path):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    colors = "Linux" if IPython.version_info[0] < 9 else "linux"
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell.instance(config=config, colors=colors)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                run(shell, connection)
+                os._exit(0)
+            connection.close()
+
+
+def run(shell, connection):
+    os.setpgid(0, 0)
+    file = connection.makefile("rw", encoding="utf-8")
+    print(json.dumps({"pid": os.getpid()}), file=file, flush=True)
+    for line in file:
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            done = shell.run_cell(json.loads(line)["code"], store_history=True)
+        error = done.error_before_exec or done.error_in_exec
+        answer = {
+            "stdout": stdout.getvalue(),
+            "stderr": stderr.getvalue(),
+            "error": None if error is None else str(error),
+        }
+        print(json.dumps(answer), file=file, flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
