@@ -56,12 +56,18 @@ class _Pool:
 
     def __init__(self, stream: PoolStream) -> None:
         self._stream = stream
-        self.fileno = stream.fileno
-        self.drain = stream.drain
-        self.send = stream.send
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
     def wait(self) -> float | None:
         return None
+
+    def drain(self) -> Sequence[Event]:
+        return self._stream.drain()
+
+    def send(self, commands: list[Command]) -> None:
+        self._stream.send(commands)
 
     def names(self, action: int, sandbox: int) -> tuple[str | None, str | None]:
         session = self._stream.welcome.session

@@ -11,10 +11,17 @@ from mentis_pool.dispatcher import Dispatcher
 class Scene:
     def __init__(self):
         self.ours, self.theirs = socket.socketpair()
+        self.patience = None
         self.woken = threading.Event()
         self.read = threading.Event()
         self.ended = []
         self.dispatcher = Dispatcher(self._readable, self._woken, self.ended.append)
+
+    def fileno(self):
+        return self.ours.fileno()
+
+    def wait(self):
+        return self.patience
 
     def _readable(self):
         if self.ours.recv(100) == b"fault":
@@ -23,7 +30,7 @@ class Scene:
 
     def _woken(self):
         if not self.woken.is_set():
-            self.dispatcher.watch(self.ours)
+            self.dispatcher.watch(self)
         self.woken.set()
 
 
@@ -62,5 +69,20 @@ def test_waking_never_waits_however_often():
     scene.dispatcher.stop()
     scene.dispatcher.join(5)
     assert scene.ended == [None]
+    scene.ours.close()
+    scene.theirs.close()
+
+
+def test_what_it_watches_is_read_when_its_time_has_come():
+    scene = Scene()
+    times = []
+    scene.patience = 0.05
+    scene._readable = None
+    scene.dispatcher._readable = lambda: (times.append(1), len(times) == 3 and scene.read.set())
+    scene.dispatcher.start()
+    scene.dispatcher.wake()
+    assert scene.read.wait(5)
+    scene.dispatcher.stop()
+    scene.dispatcher.join(5)
     scene.ours.close()
     scene.theirs.close()

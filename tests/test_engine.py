@@ -23,7 +23,7 @@ SLEEP = "import time; time.sleep(60)"
 
 
 def runtime_of(executor):
-    return psutil.Process(executor._engine._connection.runtime.pid)
+    return psutil.Process(executor._engine._connection._runtime.pid)
 
 
 def started(*futures):
@@ -102,7 +102,7 @@ def test_a_worker_that_waits_may_be_killed(executor, eventually):
 def test_a_stream_that_is_cut_fails_what_ran_and_the_rest_goes_on(executor):
     running = executor.submit(SLEEP)
     started(running)
-    executor._engine._connection.stream._wire.shutdown(2)
+    executor._engine._connection._stream._link._wire.shutdown(2)
     assert isinstance(running.exception(20), SandboxDied)
     assert executor.submit("1").result(20).value == 1
 
@@ -270,7 +270,7 @@ def test_kill_9_of_the_client_leaves_nothing(own_temp, processes, eventually, th
 
 def test_kill_9_of_client_and_runtime_is_swept_at_the_next_start(own_temp, processes, eventually):
     process = client(
-        60, "print(executor._engine._connection.runtime.pid, flush=True)\ntime.sleep(60)"
+        60, "print(executor._engine._connection._runtime.pid, flush=True)\ntime.sleep(60)"
     )
     runtime = int(process.stdout.readline())
     os.kill(process.pid, signal.SIGKILL)

@@ -69,7 +69,7 @@ def test_losses_and_retries_are_warnings(own_temp, seen):
     with SandboxExecutor(max_workers=1, retries=1) as executor:
         future = executor.submit("import time; time.sleep(30)")
         next(future.observations())
-        executor._engine._connection.runtime._process.kill()
+        executor._engine._connection._runtime._process.kill()
         future.exception(20)
         executor.submit("1").result(20)
         executor.run(["import os; os.kill(os.getppid(), 9); import time; time.sleep(9)"])

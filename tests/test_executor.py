@@ -345,7 +345,9 @@ def test_a_bad_option_is_named(executor, option, value, error):
         ("max_workers", 0, ValueError), ("max_workers", -1, ValueError), ("max_workers", 1.5, TypeError),
         ("max_workers", True, TypeError), ("state", "new", ValueError), ("timeout", -1, ValueError),
         ("retries", -1, ValueError), ("max_output", -1, ValueError), ("preload", "numpy", TypeError),
-        ("runtime", "http://localhost:1", ValueError),
+        ("runtime", "localhost:1", ValueError), ("runtime", 5, TypeError), ("runtime", "http://", ValueError),
+        ("runtime", "http://a:b@c", ValueError), ("runtime", "", ValueError), ("token", "a\nb", ValueError),
+        ("token", 5, ValueError),
     ],
 )  # fmt: skip
 def test_a_bad_argument_is_named(argument, value, error):

@@ -12,7 +12,7 @@ from mentis_pool import ProtocolError, RuntimeUnavailable
 from mentis_pool import stream as stream_module
 from mentis_pool.observations import Start, Stream
 from mentis_pool.pool_stream import Close, Closed, Open, Opened, Said
-from mentis_pool.stream import PoolStream, StreamLost
+from mentis_pool.stream import PoolStream, unix_link, StreamLost
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def fake():
 @pytest.fixture
 def stream(fake):
     fake.serve(fake.welcome())
-    stream = PoolStream(fake.client, 5)
+    stream = PoolStream(unix_link(fake.client, 5))
     yield stream
     stream.close()
 
@@ -48,7 +48,7 @@ def test_the_first_event_is_the_welcome(stream):
 
 def test_events_that_come_with_the_welcome_are_not_lost(fake):
     fake.serve(fake.welcome(), Opened(1, 0.5))
-    stream = PoolStream(fake.client, 5)
+    stream = PoolStream(unix_link(fake.client, 5))
     assert drained(stream, 1) == [Opened(1, 0.5)]
 
 
@@ -150,16 +150,16 @@ def test_sending_to_a_runtime_that_does_not_read_ends_in_time(fake, stream, monk
 def test_what_is_no_runtime_is_said_to_be_none(fake_runtime, message):
     fake_runtime.serve(fake_runtime.welcome())
     with pytest.raises(RuntimeUnavailable, match=message):
-        PoolStream(fake_runtime.client, 5)
+        PoolStream(unix_link(fake_runtime.client, 5))
     fake_runtime.sock.close()
 
 
 def test_a_runtime_that_says_nothing_is_given_up_in_time(fake):
     with pytest.raises(RuntimeUnavailable, match="timed out"):
-        PoolStream(fake.client, 0.2)
+        PoolStream(unix_link(fake.client, 0.2))
 
 
 def test_a_runtime_that_says_something_else_first_is_none(fake):
     fake.serve(Opened(1, 0.0))
     with pytest.raises(RuntimeUnavailable, match="Welcome"):
-        PoolStream(fake.client, 5)
+        PoolStream(unix_link(fake.client, 5))

@@ -11,7 +11,7 @@ import pytest
 
 from mentis_pool import RuntimeUnavailable
 from mentis_pool.runtime.local import LocalRuntime, sweep
-from mentis_pool.stream import PoolStream
+from mentis_pool.stream import PoolStream, unix_link
 
 
 def test_it_is_private_answers_and_stops(own_temp, processes):
@@ -19,7 +19,7 @@ def test_it_is_private_answers_and_stops(own_temp, processes):
     [directory] = os.listdir(own_temp)
     path = os.path.join(own_temp, directory)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
-    stream = PoolStream(runtime.connect(), 20)
+    stream = PoolStream(unix_link(runtime.connect(), 20))
     assert stream.welcome.python == ".".join(map(str, sys.version_info[:3]))
     assert os.getsid(runtime.pid) == runtime.pid
     assert os.getsid(runtime.pid) != os.getsid(0)
@@ -39,7 +39,7 @@ def test_one_that_is_gone_gives_its_last_words(own_temp):
 
 def test_it_ends_when_its_lifeline_does(own_temp, processes, eventually):
     runtime = LocalRuntime([], 1)
-    PoolStream(runtime.connect(), 20).close()
+    PoolStream(unix_link(runtime.connect(), 20)).close()
     runtime._lifeline.close()
     eventually(lambda: processes(own_temp) == [] and os.listdir(own_temp) == [])
     runtime.stop()

@@ -21,7 +21,7 @@ def descriptors(pid):
 def test_neither_descriptors_nor_processes_add_up(single):
     """Each worker costs its init a socketpair, and the runtime one end of it."""
     single.submit("1").result()
-    runtime = psutil.Process(single._engine._connection.runtime.pid)
+    runtime = psutil.Process(single._engine._connection._runtime.pid)
     everyone = [runtime, *runtime.children(recursive=True)[:2]]
     before = [descriptors(process.pid) for process in everyone]
     for _ in single.map(["1"] * 50):
@@ -112,7 +112,7 @@ def test_no_process_or_thread_of_a_cell_outlives_it(single):
     pids = single.submit(cell).result().value
     assert single.submit("1").result().value == 1  # begins when all that is gone
     assert [pid for pid in pids if psutil.pid_exists(pid)] == []
-    runtime = psutil.Process(single._engine._connection.runtime.pid)
+    runtime = psutil.Process(single._engine._connection._runtime.pid)
     names = [process.name() for process in runtime.children(recursive=True)]
     assert "sleep" not in names
     # The zygote, the init, the worker that is ready, and for a moment the next.

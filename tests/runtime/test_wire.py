@@ -25,6 +25,8 @@ from mentis_pool.runtime.wire import (
     MAX_MESSAGE,
     Died,
     EndSandbox,
+    Execute,
+    Executed,
     Failed,
     Fork,
     Forked,
@@ -46,12 +48,12 @@ from mentis_pool.runtime.wire import (
 EACH = [
     (ToZygote, [NewSandbox("/tmp/é"), EndSandbox("/tmp/é")]),
     (FromZygote, [Ready(), Failed("no IPython")]),
-    (ToInit, [Fork(), Retire(5), Signal(5, 9)]),
-    (FromInit, [Forked(5), Died(5, 9, 0.5, 2**40), Retired(5)]),
+    (ToInit, [Fork(), Retire(5, True), Signal(5, 9), Execute(7, b"ls", b"", {"A": "é"})]),
+    (FromInit, [Forked(5), Died(5, 9, 0.5, 2**40), Retired(5), Executed(7, 5)]),
     (
         RunCells,
         [
-            RunCells([b"1", b"\xff"], {"x": b"p"}, b"in", [b"a.py", b"\xff"]),
+            RunCells([b"1", b"\xff"], {"x": b"p"}, b"in", [b"a.py", b"\xff"], True),
             RunCells([], {}, None, None),
         ],
     ),
@@ -86,7 +88,7 @@ def test_messages_may_be_cut_at_every_byte(kind, messages):
 
 @given(st.lists(st.integers(0, 2**31), max_size=20), st.data())
 def test_a_message_is_there_with_its_last_byte_and_not_before(pids, data):
-    stream = b"".join(pack(Retire(pid)) for pid in pids)
+    stream = b"".join(pack(Retire(pid, False)) for pid in pids)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
     unpacker = Unpacker(ToInit)
     got = []
@@ -94,10 +96,10 @@ def test_a_message_is_there_with_its_last_byte_and_not_before(pids, data):
         got += unpacker.feed(stream[begin:end])
         whole = []
         for pid in pids:
-            if sum(len(pack(Retire(p))) for p in [*whole, pid]) > end:
+            if sum(len(pack(Retire(p, False))) for p in [*whole, pid]) > end:
                 break
             whole.append(pid)
-        assert got == [Retire(pid) for pid in whole]
+        assert got == [Retire(pid, False) for pid in whole]
 
 
 def test_nothing_is_no_message():
