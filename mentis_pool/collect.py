@@ -22,6 +22,7 @@ from mentis_pool.mentis_v1 import (
     ResultObservation,
 )
 
+
 class Collected(list[BaseObservation]):
     """Observations of one task, in order; ``complete`` is False where its result is not among them."""
 

@@ -46,8 +46,10 @@ for stream in sys.stdout, sys.stderr:
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _MARGIN = re.compile(r"[ \t]*")
-_RULE = "-" * 75
-_HEADER = re.compile(rf"^{_RULE}\n(\S+) +Traceback \(most recent call last\)", re.MULTILINE)
+# IPython's own, or Python's.
+_HEADER = re.compile(
+    r"^(?:-{75}\n)?(?:(\S+) +)?Traceback \(most recent call last\):?$", re.MULTILINE
+)
 _CHAINED = re.compile(
     r"\n(?:The above exception was the direct cause of the following exception"
     r"|During handling of the above exception, another exception occurred):\n\n\Z"
@@ -152,17 +154,14 @@ def failure_in(stdout: str, value: str, shifted: bool = False) -> tuple[str, Fai
         shifted: whether the lines of the cell are counted from one too early.
     """
     plain = _ESCAPES.sub("", stdout)
-    headers = list(_HEADER.finditer(plain))
-    if headers:
-        name = headers[-1][1]
-        at = headers[-1].start()
-        for header in reversed(headers[:-1]):
-            if not _CHAINED.search(plain[header.start() : at]):
-                break
-            at = header.start()
-    else:
-        found = list(_SYNTAX.finditer(plain))
-        at = found[-1].start() if found else 0
+    headers = list(_HEADER.finditer(plain)) or list(_SYNTAX.finditer(plain))[-1:]
+    at = headers[-1].start() if headers else 0
+    for header in reversed(headers[:-1]):
+        if not _CHAINED.search(plain[header.start() : at]):
+            break
+        at = header.start()
+    name = headers[-1][1] if headers and headers[-1].re is _HEADER else None
+    if name is None:
         last = _LAST.search(plain[at:].rstrip().rpartition("\n")[2])
         name = last[1] if last else "UnknownError"
         if last and not value:

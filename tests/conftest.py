@@ -3,19 +3,97 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
+import subprocess
+import sys
 import tempfile
 import time
 
 import pytest
+from fakes import OriginalRuntime, Script
 
 from mentis_pool import SandboxExecutor
 
 
+def pytest_collection_modifyitems(items):
+    """What v1 does not give is not asked of an original runtime."""
+    items[:] = [
+        item
+        for item in items
+        if not (
+            item.get_closest_marker("beyond_v1")
+            and getattr(item, "callspec", None)
+            and item.callspec.params.get("executor") == "original"
+        )
+    ]
+
+
 @pytest.fixture(scope="session")
-def executor():
+def embedded():
     with SandboxExecutor(max_workers=2, timeout=60) as executor:
         yield executor
+
+
+@pytest.fixture
+def executor(embedded):
+    return embedded
+
+
+def serve(*arguments, **environment):
+    """A runtime that is served: its process, its address, its token."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mentis_pool", "serve", "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    url = process.stdout.readline().split()[-1]
+    token = None
+    if "--no-token" not in arguments:
+        token = process.stdout.readline().split()[-1]
+        process.stdout.readline()
+    return process, url, token
+
+
+def end(process):
+    process.terminate()
+    with process.stdout:
+        said = process.stdout.read()
+    assert process.wait(20) == 0, said
+    return said
+
+
+@pytest.fixture(scope="session")
+def served():
+    """The address and the token of a runtime that is served over TCP."""
+    process, url, token = serve()
+    yield url, token
+    assert end(process) == ""
+
+
+@pytest.fixture(scope="session")
+def served_executor(served):
+    url, token = served
+    with SandboxExecutor(max_workers=2, timeout=60, runtime=url, token=token) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def original_executor():
+    """At an original runtime, in the nastiest order of what it says that is legal."""
+    with OriginalRuntime(Script(early=0.1, noise=True, joined=True)) as runtime:
+        logging.getLogger("mentis_pool").addFilter(_not_noise)
+        with SandboxExecutor(max_workers=2, timeout=60, runtime=runtime.url) as executor:
+            yield executor
+        logging.getLogger("mentis_pool").removeFilter(_not_noise)
+        assert not runtime.sandboxes
+        assert list(runtime.spaces) == ["default"]
+
+
+def _not_noise(record):
+    return record.event != "observation_skipped"
 
 
 @pytest.fixture(scope="session")

@@ -46,10 +46,14 @@ def run(shell, connection):
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             done = shell.run_cell(json.loads(line)["code"], store_history=True)
         error = done.error_before_exec or done.error_in_exec
+        try:
+            value = None if error is None else str(error)
+        except Exception:
+            value = ""
         answer = {
             "stdout": stdout.getvalue(),
             "stderr": stderr.getvalue(),
-            "error": None if error is None else str(error),
+            "error": value,
         }
         print(json.dumps(answer), file=file, flush=True)
 
