@@ -11,6 +11,7 @@ Pure: text in and out, time is an argument.
 from __future__ import annotations
 
 import datetime
+import urllib.parse
 from typing import Any, Literal
 
 import msgspec
@@ -42,29 +43,34 @@ SPACES = "/v1/spaces"
 
 def space_path(space: str) -> str:
     """Of one space."""
-    return f"{SPACES}/{space}"
+    return f"{SPACES}/{_part(space)}"
 
 
 def sandboxes_path(space: str) -> str:
     """Of the sandboxes of a space."""
-    return f"{SPACES}/{space}/sandboxes"
+    return f"{space_path(space)}/sandboxes"
 
 
 def sandbox_path(space: str, sandbox: str) -> str:
     """Of one sandbox."""
-    return f"{SPACES}/{space}/sandboxes/{sandbox}"
+    return f"{sandboxes_path(space)}/{_part(sandbox)}"
 
 
 def tool_path(
     space: str, sandbox: str, tool: Literal["run_ipython_cell", "run_shell_command"]
 ) -> str:
     """Where a cell or a command goes."""
-    return f"{SPACES}/{space}/sandboxes/{sandbox}/tools:{tool}"
+    return f"{sandbox_path(space, sandbox)}/tools:{tool}"
 
 
 def stream_path(sandbox: str) -> str:
     """Of the WebSocket that says what happens in a sandbox."""
-    return f"/v1/sandboxes/{sandbox}/stream"
+    return f"/v1/sandboxes/{_part(sandbox)}/stream"
+
+
+def _part(name: str) -> str:
+    """One part of a path, whatever a user calls it."""
+    return urllib.parse.quote(name, safe="")
 
 
 # ── bodies ──────────────────────────────────────────────────────────────────

@@ -54,10 +54,13 @@ _CHAINED = re.compile(
     r"\n(?:The above exception was the direct cause of the following exception"
     r"|During handling of the above exception, another exception occurred):\n\n\Z"
 )
-_SYNTAX = re.compile(
-    r"^ *(?:Cell In ?\[\d+\], line \d+|Input In \[\d+\]|File .*, line \d+).*$", re.MULTILINE
+# Of what is no Python, and of an exit.
+_SHORT_HEADER = re.compile(
+    r"^(?: *(?:Cell In ?\[\d+\], line \d+|Input In \[\d+\]|File .*, line \d+|File <.*>:\d+)"
+    r"|An exception has occurred, use %tb to see the full traceback\.).*$",
+    re.MULTILINE,
 )
-_PLACE = re.compile(r"((?:Cell In ?\[\d+\]|<ipython-input-[^>]*>\"?), line )(\d+)")
+_PLACE = re.compile(r"(Cell In ?\[\d+\], line |<ipython-input-[^>]*>(?:\"?, line |:))(\d+)")
 _LAST = re.compile(r"^([A-Za-z_][\w.]*)(?:: ?(.*))?\Z", re.MULTILINE | re.DOTALL)
 
 
@@ -154,7 +157,7 @@ def failure_in(stdout: str, value: str, shifted: bool = False) -> tuple[str, Fai
         shifted: whether the lines of the cell are counted from one too early.
     """
     plain = _ESCAPES.sub("", stdout)
-    headers = list(_HEADER.finditer(plain)) or list(_SYNTAX.finditer(plain))[-1:]
+    headers = list(_HEADER.finditer(plain)) or list(_SHORT_HEADER.finditer(plain))[-1:]
     at = headers[-1].start() if headers else 0
     for header in reversed(headers[:-1]):
         if not _CHAINED.search(plain[header.start() : at]):

@@ -136,6 +136,29 @@ class Script:
     connection, before anything is done), "late reset" (when all is done), or None."""
 
 
+class Kernels:
+    """The process that forks IPython shells, one for each connection to ``path``."""
+
+    def __init__(self, colors: str = "Linux") -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="mp-o-", dir="/tmp")
+        self.path = str(Path(self._directory.name, "kernels"))
+        program = str(Path(__file__).with_name("kernels.py"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", program, self.path, colors],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "IPYTHONDIR": self._directory.name},
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._directory.cleanup()
+
+
 class _Sandbox:
     """A kernel, its queue of cells, and its streams."""
 
@@ -292,16 +315,8 @@ class OriginalRuntime:
         self.connections: dict[str, list[socket.socket]] = {}
 
     def __enter__(self) -> OriginalRuntime:
-        self._directory = tempfile.TemporaryDirectory(prefix="mp-o-", dir="/tmp")
-        self.kernels = str(Path(self._directory.name, "kernels"))
-        program = str(Path(__file__).with_name("kernels.py"))
-        self._kernels = subprocess.Popen(
-            [sys.executable, "-W", "ignore", program, self.kernels],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "IPYTHONDIR": self._directory.name},
-        )
-        assert self._kernels.stdout is not None
-        assert self._kernels.stdout.readline() == b"ready\n"
+        self._kernels = Kernels()
+        self.kernels = self._kernels.path
         handler = type("Handler", (_Handler,), {"runtime": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -316,11 +331,7 @@ class OriginalRuntime:
         self._server.server_close()
         for sandbox in list(self.sandboxes.values()):
             sandbox.delete()
-        self._kernels.kill()
-        self._kernels.wait()
-        assert self._kernels.stdout is not None
-        self._kernels.stdout.close()
-        self._directory.cleanup()
+        self._kernels.end()
 
     def cut(self, sandbox_id: str) -> None:
         """Reset the connections of a sandbox's streams."""

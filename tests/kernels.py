@@ -1,6 +1,6 @@
 """A warm process that forks IPython shells, one for each connection to its Unix socket.
 
-``python kernels.py SOCKET``. A shell says its pid, then answers each line
+``python kernels.py SOCKET [COLORS]``. A shell says its pid, then answers each line
 ``{"code"}`` with a line ``{"stdout", "stderr", "error"}``.
 """
 
@@ -17,9 +17,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 
-def serve(path):
+def serve(path, colors="Linux"):
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    colors = "Linux" if IPython.version_info[0] < 9 else "linux"
+    if IPython.version_info[0] >= 9:
+        colors = colors.lower()
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config, colors=colors)
@@ -48,7 +49,7 @@ def run(shell, connection):
         error = done.error_before_exec or done.error_in_exec
         try:
             value = None if error is None else str(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - its __str__ is the cell's
             value = ""
         answer = {
             "stdout": stdout.getvalue(),
@@ -59,4 +60,4 @@ def run(shell, connection):
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

@@ -12,7 +12,7 @@ from mentis_pool import ProtocolError, RuntimeUnavailable
 from mentis_pool import stream as stream_module
 from mentis_pool.observations import Start, Stream
 from mentis_pool.pool_stream import Close, Closed, Open, Opened, Said
-from mentis_pool.stream import PoolStream, unix_link, StreamLost
+from mentis_pool.stream import PoolStream, StreamLost, unix_link
 
 
 @pytest.fixture

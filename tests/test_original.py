@@ -1,0 +1,235 @@
+"""Cells at an original runtime: what is sent runs in a real IPython, and what it prints is understood."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import cloudpickle
+import pytest
+from fakes import Kernels
+
+from mentis_pool import original
+from mentis_pool.mentis_v1 import ResultObservation
+from mentis_pool.observations import Cut, Error, Result, Stream
+
+TOKEN = "0123456789abcdef"
+OK = ResultObservation(action_id="A", exit_code=0, status="ok")
+FAILED = ResultObservation(
+    action_id="A", exit_code=1, status="error", error_name="UnknownError", error_value="why"
+)
+MARK = f"\x02{TOKEN}:3\x03\n"
+
+
+class Shell:
+    """IPython as an original runtime has it."""
+
+    def __init__(self, kernels):
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(kernels.path)
+        self._file = self._socket.makefile("rw", encoding="utf-8")
+        self._file.readline()
+
+    def close(self):
+        self._file.close()
+        self._socket.close()
+
+    def run(self, cell, limit=None, **variables):
+        pickles = {name: cloudpickle.dumps(value) for name, value in variables.items()}
+        code = original.source(cell, TOKEN, pickles)
+        print(json.dumps({"code": code}), file=self._file, flush=True)
+        done = json.loads(self._file.readline())
+        stdout, stderr, error = done["stdout"], done["stderr"], done["error"]
+        result = OK
+        if error is not None:
+            result = ResultObservation(
+                action_id="A", exit_code=1, status="error", error_value=error
+            )
+        assert original.is_complete(stdout, stderr, TOKEN, result)
+        *output, said = original.outcome(stdout, stderr, TOKEN, result, limit)
+        streams = {"stdout": "", "stderr": ""}
+        for each in output:
+            streams[each.stream] += each.text if isinstance(each, Stream) else f"<{each.bytes}>"
+        return streams["stdout"], streams["stderr"], said
+
+
+@pytest.fixture(scope="module", params=["NoColor", "Linux"])
+def kernels(request):
+    kernels = Kernels(request.param)
+    yield kernels
+    kernels.end()
+
+
+@pytest.fixture
+def shell(kernels):
+    shell = Shell(kernels)
+    yield shell
+    shell.close()
+
+
+@pytest.mark.parametrize(
+    ("cell", "stdout", "text"),
+    [
+        ("1 + 1", "", "2"),
+        ("print('hi')\n2", "hi\n", "2"),
+        ("", "", None),
+        ("# a comment", "", None),
+        ("None", "", None),
+        ("3;", "", None),
+        ("'a\\nb'", "", r"'a\nb'"),
+        ("class A:\n    def __repr__(self): return 'x\\ny'\nA()", "", "x\ny"),
+        ("print('Out[7]: 5')", "Out[7]: 5\n", None),
+        ("print('x', end='')", "x", None),
+        ("  x = 4\n  x", "", "4"),
+        ("%%capture\nprint(1)", "", None),
+        ("\n\n%%bash\necho a\necho b", "a\nb\n", None),
+        ("x = !echo hi\nx[0]", "", "'hi'"),
+        ("import asyncio\nawait asyncio.sleep(0, 5)", "", "5"),
+        (">>> 6\n", "", "6"),
+        ("from __future__ import annotations\n7", "", "7"),
+        ("'ü€\U0001f600'", "", "'ü€\U0001f600'"),
+    ],
+)
+def test_output_and_value_are_told_apart(shell, cell, stdout, text):
+    said = shell.run(cell)
+    assert said[:2] == (stdout, "")
+    kind = None if text is None else "unknown"
+    assert said[2] == Result(text=text, type_name=kind)
+
+
+def test_variables_are_names_in_the_cell_and_leave_nothing_else(shell):
+    assert shell.run("x * 2, y", x=21, y="ü")[2].text == "(42, 'ü')"
+    names = shell.run("sorted(n for n in globals() if n[0] != '_')")[2].text
+    assert "'x'" in names
+    for ours in ("base64", "pickle", "token", "variables", "count", "frame"):
+        assert f"'{ours}'" not in names
+
+
+def test_a_variable_that_cannot_be_rebuilt_is_named(shell):
+    class Odd:
+        def __reduce__(self):
+            return (int, ("no number",))
+
+    stdout, stderr, said = shell.run("print(1)", fine=1, odd=Odd())
+    assert (stdout, stderr) == ("", "")
+    assert isinstance(said, Error)
+    assert said.kind == "payload"
+    assert "'odd' cannot be rebuilt in the sandbox: ValueError" in said.message
+
+
+@pytest.mark.parametrize(
+    ("cell", "name", "value", "line"),
+    [
+        ("a = 1\n\n1 / 0", "ZeroDivisionError", "division by zero", "line 3"),
+        ("1 / 0", "ZeroDivisionError", "division by zero", "line 1"),
+        ("raise KeyError('k')", "KeyError", "'k'", "line 1"),
+        ("raise ValueError('a\\nb: c')", "ValueError", "a\nb: c", "line 1"),
+        ("class E(Exception): pass\nraise E", "E", "", "line 2"),
+        ("try: 1/0\nexcept Exception as e: raise OSError(5) from e", "OSError", "5", "line 2"),
+        ("try: 1/0\nexcept Exception: raise OSError(5)", "OSError", "5", "line 2"),
+        ("def f():\n    return x_y\nf()", "NameError", "name 'x_y' is not defined", "line 2"),
+        ("import asyncio\nawait asyncio.sleep(0)\n1/0", "ZeroDivisionError", "division by zero", "line 3"),
+        ("raise SystemExit(3)", "SystemExit", "3", ""),
+        ("x =", "SyntaxError", "invalid syntax", "line 1"),
+        ("x = 1\ny = = 2", "SyntaxError", "invalid syntax", "line 2"),
+        ("x = 1\n  y = 2", "IndentationError", "unexpected indent", "line 2"),
+    ],
+)  # fmt: skip
+def test_an_exception_has_its_true_name_and_the_cells_own_lines(shell, cell, name, value, line):
+    stdout, _, said = shell.run(cell)
+    assert stdout == ""
+    failure = said.failure
+    assert failure.name == name
+    assert failure.value.startswith(value)
+    assert line in failure.traceback
+    assert "exec(" not in failure.traceback, "the first line does not show"
+    assert "\x1b" not in failure.traceback
+    assert "\x02" not in failure.traceback
+
+
+def test_what_was_printed_before_an_exception_is_output(shell):
+    stdout, stderr, said = shell.run(
+        "import sys\nprint('so far')\nprint('err', file=sys.stderr)\n1 / 0"
+    )
+    assert (stdout, stderr) == ("so far\n", "err\n")
+    assert said.failure.name == "ZeroDivisionError"
+
+
+def test_colours_of_the_cells_own_stay(shell):
+    stdout, _, said = shell.run("print('\\x1b[31mred\\x1b[0m')\n1 / 0")
+    assert stdout.startswith("\x1b[31mred\x1b[0m\n")
+    assert said.failure.name == "ZeroDivisionError"
+    assert shell.run("print('\\x1b[31mred\\x1b[0m')\n5")[0] == "\x1b[31mred\x1b[0m\n"
+
+
+def test_an_exception_that_was_only_printed_is_no_outcome(shell):
+    stdout, _, said = shell.run(
+        "import sys, traceback\ntry: 1/0\nexcept Exception: traceback.print_exc(file=sys.stdout)\n"
+        "[][1]"
+    )
+    assert "ZeroDivisionError" in stdout
+    assert said.failure.name == "IndexError"
+
+
+def test_output_is_bounded(shell):
+    stdout, _, said = shell.run("print('x' * 1000)\n5", limit=100)
+    assert stdout == f"{'x' * 50}<901>{'x' * 49}\n"
+    assert said.text == "5"
+
+
+def test_pythons_own_traceback_is_understood_too():
+    text = (
+        "so far\nTraceback (most recent call last):\n"
+        '  File "<cell 1>", line 1, in <module>\nValueError: a: b\n'
+    )
+    stdout, failure = original.failure_in(text, "")
+    assert stdout == "so far\n"
+    assert (failure.name, failure.value) == ("ValueError", "a: b")
+
+
+@pytest.mark.parametrize("text", ["", "nothing to see\n", "\n\n", "1 2 3", "a: b: c"])
+def test_text_without_a_traceback_gives_some_failure_and_no_error(text):
+    _, failure = original.failure_in(text, "why")
+    assert failure.name
+    assert failure.value == "why"
+
+
+def test_lost_output_is_noticed():
+    complete = original.is_complete
+    assert complete(MARK + "hi", MARK, TOKEN, OK)
+    assert not complete("", MARK, TOKEN, OK), "stdout was lost"
+    assert not complete(MARK, "", TOKEN, OK), "stderr was lost"
+    assert not complete("", "", TOKEN, OK)
+    assert complete(MARK + "Traceback", MARK, TOKEN, FAILED)
+    assert not complete("", MARK, TOKEN, FAILED)
+    assert not complete("", "", TOKEN, FAILED), "no traceback is there"
+    assert complete("  Cell In[1], line 1\nSyntaxError: x", "", TOKEN, FAILED)
+    assert not complete("  Cell In[1], line 1\nSyntaxError: x", MARK, TOKEN, FAILED)
+
+
+def test_a_token_of_another_cell_is_no_mark():
+    other = MARK.replace("0", "1")
+    assert not original.is_complete(other, other, TOKEN, OK)
+    output = original.output(other, MARK, TOKEN, None)
+    assert output == [Stream("stdout", other.encode())]
+
+
+def test_what_was_heard_of_a_cell_that_was_lost_is_its_output():
+    assert original.output("", "", TOKEN, None) == []
+    assert original.output(MARK + "hi", "", TOKEN, None) == [Stream("stdout", b"hi")]
+    assert original.output(MARK + "hello", MARK, TOKEN, 2) == [
+        Stream("stdout", b"h"),
+        Cut("stdout", 3),
+        Stream("stdout", b"o"),
+    ]
+
+
+def test_ipython_is_imported_only_where_its_rules_are_needed():
+    code = (
+        "import sys\nfrom mentis_pool.original import source\n"
+        "source('x = 1\\n!ls', 't', {})\nassert 'IPython' not in sys.modules\n"
+        "source('%%time\\n1', 't', {})\nassert 'IPython' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
