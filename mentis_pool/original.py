@@ -140,9 +140,6 @@ def _value_in(stdout: str, count: int | None) -> tuple[str, str | None]:
     mark = f"Out[{count}]: "
     at = stdout.rfind(mark)
     if at < 0 or (at > 0 and stdout[at - 1] != "\n"):
-        plain = _ESCAPES.sub("", stdout)
-        if plain != stdout:
-            return _value_in(plain, count)
         return stdout, None
     text = stdout[at + len(mark) :].removesuffix("\n")
     # A value of several lines begins on a line of its own.

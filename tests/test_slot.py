@@ -457,6 +457,30 @@ def test_where_no_sandbox_can_be_had_ahead_it_is_asked_for_when_it_is_needed():
     outcome(scene.told)
 
 
+def test_an_answer_that_nobody_waits_for_means_nothing():
+    scene = Scene()
+    assert scene.slot.accepted(99, "A", 2.0, 1000.0) == []
+    assert scene.slot.refused(99, "gone", "why", 2.0) == []
+    number = scene.run(timeout=5.0)
+    scene.do(scene.slot.cut, "S1", "reset", 3.0)
+    assert scene.slot.accepted(number, "A", 4.0, 1000.0) == []
+    assert scene.slot.refused(number, "gone", "why", 4.0) == []
+    outcome(scene.told)
+
+
+def test_an_unknown_action_is_not_judged_while_another_answer_is_awaited():
+    scene = Scene()
+    scene.begin()
+    [first] = scene.do(scene.slot.passed, scene.slot.deadline)
+    [second] = scene.do(scene.slot.passed, scene.slot.deadline)
+    scene.hear(said("P2", start=True))
+    scene.do(scene.slot.accepted, first.number, "P1", 20.0, 0.0)
+    assert of(Skip, scene.orders) == []
+    scene.hear(said("other", start=True))
+    scene.do(scene.slot.accepted, second.number, "P2", 20.0, 0.0)
+    assert "'other'" in of(Skip, scene.orders)[0].reason
+
+
 # ── the end ─────────────────────────────────────────────────────────────────
 
 

@@ -214,17 +214,23 @@ def application(supervisor: Supervisor) -> Starlette:
 
 
 class _Protocol(uvicorn_websockets.WebSocketsSansIOProtocol):
-    """Tells a client that does not read of the close as well: behind all that it has not read."""
+    """uvicorn's own, but for two things.
+
+    A client that does not read is told of the close as well, behind all that it
+    has not read. And a WebSocket that was denied is no fault of the application.
+    """
 
     _PATIENCE = 60.0
     """Seconds after which it is cut off, whatever it has read."""
 
     async def send(self, message: Any) -> None:
-        """As uvicorn's own, which would wait for the client to read."""
+        """Send an ASGI message."""
         if message["type"] == "websocket.close":
             self.writable.set()
             self.loop.call_later(self._PATIENCE, self.transport.abort)
         await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True
 
 
 class _Server(uvicorn.Server):
