@@ -44,10 +44,15 @@ class Caller:
         assert status == 201, made
         return made["sandbox_id"]
 
+    @contextlib.contextmanager
     def stream(self, sandbox):
         url = self.url.replace("http", "ws") + f"/v1/sandboxes/{sandbox}/stream"
         header = [f"Authorization: Bearer {self.token}"]
-        return websocket.create_connection(url, header=header, timeout=20, suppress_origin=True)
+        stream = websocket.create_connection(url, header=header, timeout=20, suppress_origin=True)
+        try:
+            yield stream
+        finally:
+            stream.shutdown()
 
     def run(self, sandbox, code, tool="run_ipython_cell", **more):
         field = "code" if tool == "run_ipython_cell" else "command"
@@ -82,7 +87,7 @@ def caller(served):
 @pytest.fixture
 def box(caller):
     sandbox = caller.sandbox()
-    with contextlib.closing(caller.stream(sandbox)) as stream:
+    with caller.stream(sandbox) as stream:
         yield sandbox, stream
     assert caller.ask("DELETE", f"/v1/spaces/default/sandboxes/{sandbox}")[0] == 204
 
@@ -180,8 +185,8 @@ def test_every_stream_hears_all_and_a_sandbox_only_its_own(caller, box):
     sandbox, first = box
     other = caller.sandbox()
     with (
-        contextlib.closing(caller.stream(sandbox)) as second,
-        contextlib.closing(caller.stream(other)) as foreign,
+        caller.stream(sandbox) as second,
+        caller.stream(other) as foreign,
     ):
         action = caller.run(sandbox, "print('mine')")
         assert until_end(first, action) == until_end(second, action)
@@ -200,7 +205,7 @@ def test_a_reader_that_is_slow_loses_nothing(caller, box):
 
 def test_deleting_a_sandbox_ends_its_cells_and_its_streams_say_so(caller):
     sandbox = caller.sandbox()
-    with contextlib.closing(caller.stream(sandbox)) as stream:
+    with caller.stream(sandbox) as stream:
         actions = [caller.run(sandbox, "import time; time.sleep(60)"), caller.run(sandbox, "1")]
         assert caller.ask("DELETE", f"/v1/spaces/default/sandboxes/{sandbox}")[0] == 204
         for action in actions:
@@ -211,7 +216,8 @@ def test_deleting_a_sandbox_ends_its_cells_and_its_streams_say_so(caller):
         assert (code, reason[:2]) == (websocket.ABNF.OPCODE_CLOSE, (1001).to_bytes(2, "big"))
     assert caller.ask("GET", f"/v1/spaces/default/sandboxes/{sandbox}")[0] == 404
     with pytest.raises(websocket.WebSocketBadStatusException, match="404"):
-        caller.stream(sandbox)
+        with caller.stream(sandbox):
+            pass
 
 
 # ── spaces ──────────────────────────────────────────────────────────────────
@@ -323,7 +329,7 @@ def test_the_token_may_be_in_the_path_for_clients_that_know_none(served):
     url, token = served
     caller = Caller(f"{url}/t/{token}", "")
     sandbox = caller.sandbox()
-    with contextlib.closing(caller.stream(sandbox)) as stream:
+    with caller.stream(sandbox) as stream:
         assert output(until_end(stream, caller.run(sandbox, "6 * 7"))) == "Out[1]: 42\n"
     assert caller.ask("DELETE", f"/v1/sandboxes/{sandbox}")[0] == 204
 
