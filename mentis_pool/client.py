@@ -64,6 +64,7 @@ class Client:
     ) -> None:
         self.address = address
         self._token = token
+        self._retries = retries
         self._ending = ending or threading.Event()
         self._pool = _pool_manager(address)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -163,8 +164,13 @@ class Client:
         return self._retrying.copy()(lambda: self._request(method, path, expected, body))
 
     def _delete(self, path: str) -> None:
+        # At the end as well: what is not deleted stays there.
+        enough = tenacity.stop_after_attempt(self._retries + 1) | tenacity.stop_after_delay(
+            DEADLINE
+        )
+        retrying = self._retrying.copy(stop=enough, sleep=tenacity.nap.sleep)
         try:
-            self._repeat("DELETE", path, NoneType)
+            retrying(lambda: self._request("DELETE", path, NoneType, None))
         except Gone:
             pass
 
@@ -237,13 +243,12 @@ _NOT_SENT = (
     urllib3.exceptions.NewConnectionError,
     urllib3.exceptions.ProxyError,
 )
-_NOT_NOW = (429, 502, 503, 504)
 
 
 def _is_passing(exc: BaseException) -> bool:
     """Whether another try may do better, for what may be repeated."""
     if isinstance(exc, RuntimeRejected):
-        return exc.status in _NOT_NOW
+        return exc.passing
     return isinstance(exc, RuntimeUnavailable)
 
 

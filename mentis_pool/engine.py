@@ -30,6 +30,7 @@ from mentis_pool.errors import (
     BrokenSandboxPool,
     CellTimeout,
     MentisPoolError,
+    RuntimeRejected,
     RuntimeUnavailable,
 )
 from mentis_pool.events import Level, log, wanted
@@ -343,7 +344,12 @@ class Engine:
         """Bring a connection, or the reason why there is none."""
         wait = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(RuntimeUnavailable),
+            retry=tenacity.retry_if_exception(
+                lambda exc: (
+                    isinstance(exc, RuntimeUnavailable)
+                    or (isinstance(exc, RuntimeRejected) and exc.passing)
+                )
+            ),
             stop=tenacity.stop_after_attempt(self._retries + 1)
             | tenacity.stop_when_event_set(self._ending),
             wait=wait,
@@ -498,6 +504,8 @@ def _copy(error: Exception) -> MentisPoolError:
         copied: MentisPoolError = RuntimeUnavailable(f"{type(error).__name__}: {error}")
     else:
         copied = type(error)(*error.args)
+        if isinstance(error, RuntimeRejected):
+            copied.status = error.status  # type: ignore[attr-defined]
     copied.__cause__ = error
     return copied
 

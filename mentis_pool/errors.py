@@ -203,6 +203,11 @@ class RuntimeRejected(MentisPoolError):
 
     status: int | None = None
 
+    @property
+    def passing(self) -> bool:
+        """Whether it says that another try may do better: HTTP 429, 502, 503 and 504 do."""
+        return self.status in (429, 502, 503, 504)
+
 
 class ProtocolError(MentisPoolError):
     """The other side broke the protocol; ``payload`` is what it sent (cut to 1 kB)."""

@@ -119,6 +119,11 @@ class _Cell:
         """Probes since one of them was heard of."""
 
     @property
+    def limit(self) -> int | None:
+        """Bytes of each stream that are passed on; with a window, all are."""
+        return self.run.max_output if self.run.window is None else None
+
+    @property
     def times_out(self) -> float | None:
         """When it has run for too long."""
         timeout = self.run.timeout
@@ -396,7 +401,7 @@ class Slot:
             cell.text("stderr"),
             cell.token,
             cell.result,
-            cell.run.max_output,
+            cell.limit,
         )
         return self._finish(cell, said, now, spoiled=False)
 
@@ -404,9 +409,7 @@ class Slot:
         """The cell is over for us, and may still run: its sandbox is of no more use."""
         cell = self._cell
         assert cell is not None
-        known = original.output(
-            cell.text("stdout"), cell.text("stderr"), cell.token, cell.run.max_output
-        )
+        known = original.output(cell.text("stdout"), cell.text("stderr"), cell.token, cell.limit)
         return self._finish(cell, [*known, error], now, spoiled=True)
 
     def _finish(

@@ -233,7 +233,9 @@ def link(url: str, token: str | None, timeout: float, subprotocol: str | None = 
             http_no_proxy=[host] if is_loopback(host) else None,
         )
     except websocket.WebSocketBadStatusException as exc:
-        raise RuntimeRejected(refused(url, exc.status_code, exc.resp_body or b"")) from exc
+        rejected = RuntimeRejected(refused(url, exc.status_code, exc.resp_body or b""))
+        rejected.status = exc.status_code
+        raise rejected from exc
     except _ERRORS as exc:
         reason = str(exc) or type(exc).__name__
         raise RuntimeUnavailable(f"no runtime answers at {url}: {reason}") from exc

@@ -29,6 +29,7 @@ from mentis_pool.pool_stream import (
     Event,
     Open,
     Opened,
+    Refused,
     Run,
     Said,
     Sender,
@@ -61,7 +62,7 @@ observations = st.one_of(
     ),
     st.builds(
         Error,
-        st.sampled_from(["timeout", "died", "payload", "protocol", "unknown"]),
+        st.sampled_from(["timeout", "died", "payload", "protocol", "unknown", "rejected"]),
         st.text(),
         st.none() | st.integers(0, 255),
         st.none() | st.integers(0, 255),
@@ -73,9 +74,10 @@ each_event = st.one_of(
     st.builds(Said, numbers, observations),
     st.builds(Opened, numbers, seconds),
     st.builds(Closed, numbers, st.text()),
+    st.builds(Refused, numbers, st.text()),
 )
 each_command = st.one_of(
-    st.builds(Open, numbers, st.sampled_from(["fresh", "reuse"])),
+    st.builds(Open, numbers, st.sampled_from(["fresh", "reuse", "session"])),
     st.builds(
         Run,
         action=numbers,
@@ -114,12 +116,13 @@ def test_every_event_travels(batch, ack):
 
 def test_no_message_was_forgotten_here():
     assert set(get_args(Command)) == {Open, Run, Credit, Close}
-    assert set(get_args(Event)) == {Welcome, Said, Opened, Closed}
+    assert set(get_args(Event)) == {Welcome, Said, Opened, Closed, Refused}
 
 
 def test_tags_are_the_wire():
     assert [c.__struct_config__.tag for c in (Open, Run, Credit, Close)] == [0, 1, 2, 3]
-    assert [c.__struct_config__.tag for c in (Welcome, Said, Opened, Closed)] == [0, 1, 2, 3]
+    said = (Welcome, Said, Opened, Closed, Refused)
+    assert [c.__struct_config__.tag for c in said] == [0, 1, 2, 3, 4]
 
 
 def test_a_frame_is_a_small_array():
