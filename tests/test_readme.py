@@ -11,9 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import end, serve
+
+from mentis_pool import SandboxExecutor
 
 README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+
+
+ADDRESS = "http://127.0.0.1:5266"
 
 
 def checked(example: str) -> tuple[str, int]:
@@ -45,9 +51,12 @@ def is_literal(text: str) -> bool:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_an_example_of_the_readme_does_what_it_says(example, tmp_path):
+def test_an_example_of_the_readme_does_what_it_says(example, tmp_path, request):
     source, count = checked(example)
     assert count > 0
+    if ADDRESS in source:
+        url, token = request.getfixturevalue("served")
+        source = source.replace(ADDRESS, url).replace('"TOKEN"', repr(token))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", source], capture_output=True, text=True, cwd=tmp_path
     )
@@ -63,7 +72,7 @@ COMMANDS = [
     line.removeprefix("pip install . && ")
     for block in re.findall(r"```sh\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     for line in block.splitlines()
-    if "mentis-pool" in line
+    if "mentis-pool" in line and "serve" not in line
 ]
 
 
@@ -87,3 +96,16 @@ def test_a_command_of_the_readme_runs(command, tmp_path):
 
 def test_there_are_commands_in_the_readme():
     assert len(COMMANDS) == 3
+
+
+def test_the_command_that_serves_serves(own_temp):
+    [command] = [
+        line
+        for line in README.read_text("utf-8").splitlines()
+        if line.startswith("mentis-pool serve")
+    ]
+    arguments = command.replace("5266", "0").split()[2:]
+    process, url, token = serve(*arguments)
+    with SandboxExecutor(1, runtime=url, token=token) as executor:
+        assert executor.submit("1").result().value == 1
+    assert end(process) == ""
