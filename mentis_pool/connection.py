@@ -16,8 +16,8 @@ from mentis_pool.errors import RuntimeRejected, RuntimeUnavailable
 from mentis_pool.events import log
 from mentis_pool.pool_stream import PATH, SUBPROTOCOL, Command, Event
 from mentis_pool.runtime.local import LocalRuntime
-from mentis_pool.slot import Named
 from mentis_pool.stream import PoolStream, link, unix_link
+from mentis_pool.threads import Threads
 
 START_TIMEOUT = 60.0
 """Seconds within which a runtime must be ready; preloading counts."""
@@ -35,14 +35,14 @@ class Connection(Protocol):
     def wait(self) -> float | None:
         """Seconds until `drain` has something to do anyway, or None."""
 
-    def drain(self) -> Sequence[Event | Named]:
+    def drain(self) -> Sequence[Event]:
         """All that happened. Raises StreamLost or a MentisPoolError when it is lost."""
 
     def send(self, commands: list[Command]) -> None:
         """Have these carried out. Raises StreamLost when it is lost."""
 
-    def names(self, action: int, sandbox: int) -> tuple[str | None, str | None]:
-        """What the runtime calls an action and a sandbox; None where it will tell (`Named`)."""
+    def names(self, action: int, sandbox: int) -> tuple[str, str]:
+        """What the runtime calls an action that began, and the sandbox that has it."""
 
     def lose(self) -> str:
         """Close it, as one that is lost; why it was, where that is known."""
@@ -69,7 +69,7 @@ class _Pool:
     def send(self, commands: list[Command]) -> None:
         self._stream.send(commands)
 
-    def names(self, action: int, sandbox: int) -> tuple[str | None, str | None]:
+    def names(self, action: int, sandbox: int) -> tuple[str, str]:
         session = self._stream.welcome.session
         return f"{session}-{action}", f"{session}-s{sandbox}"
 
@@ -140,7 +140,7 @@ def local(preload: list[str], threads: int) -> LocalConnection:
 
 
 def remote(
-    address: Address, token: str | None, retries: int, ending: threading.Event
+    address: Address, token: str | None, retries: int, ending: threading.Event, threads: Threads
 ) -> Connection:
     """Connect to the runtime at an address, by the pool stream or by v1.
 
@@ -166,7 +166,7 @@ def remote(
             f"{SUBPROTOCOL}: install the same version of mentis_pool on both sides"
         )
     else:
-        connection = V1Connection(Client(address, token, retries, ending))
+        connection = V1Connection(Client(address, token, retries, ending), threads)
     seconds = round(time.monotonic() - begun, 6)
     log("info", "runtime_reached", url=address.url, seconds=seconds)
     return connection

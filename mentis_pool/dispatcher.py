@@ -26,6 +26,7 @@ class Dispatcher(threading.Thread):
     """Calls ``readable`` when the watched stream is (or its time has come), ``woken`` after `wake`, ``ended`` at last.
 
     Args:
+        wait: says after how many seconds ``woken`` is to be called anyway (None: not).
         ended: called with what broke the thread, or None after `stop`.
     """
 
@@ -33,11 +34,13 @@ class Dispatcher(threading.Thread):
         self,
         readable: Callable[[], None],
         woken: Callable[[], None],
+        wait: Callable[[], float | None],
         ended: Callable[[BaseException | None], None],
     ) -> None:
         super().__init__(name="mentis-pool-dispatcher")
         self._readable = readable
         self._woken = woken
+        self._wait = wait
         self._ended = ended
         self._stopping = False
         self._stream: Readable | None = None
@@ -74,10 +77,12 @@ class Dispatcher(threading.Thread):
         broken: BaseException | None = None
         try:
             while not self._stopping:
-                patience = None if self._stream is None else self._stream.wait()
+                own, its = self._wait(), None if self._stream is None else self._stream.wait()
+                patience = min((each for each in (own, its) if each is not None), default=None)
                 ready = {key.fileobj for key, _ in self._selector.select(patience)}
                 if self._wakee in ready:
                     self._wakee.recv(4096)
+                if self._wakee in ready or own is not None:
                     self._woken()
                 # Not when it was woken for the stream's end.
                 if self._stream is not None and (not ready or self._stream in ready):

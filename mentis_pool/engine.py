@@ -10,18 +10,23 @@
 Who waits, and what wakes it: the dispatcher in ``select()``, a byte; a keeper in
 the start of a runtime, its time limit, and between two tries, `_ending`; a
 follower in its queue, the end of its task, which the dispatcher gives it come
-what may. The engine refers to no executor, so that a forgotten one is collected.
+what may; a submit where the queue is full, whatever makes room in it or ends the
+engine. The engine refers to no executor, so that a forgotten one is collected.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import InvalidStateError
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, Literal
 
+import msgspec
 import tenacity
 
 from mentis_pool.connection import Connection
@@ -29,18 +34,23 @@ from mentis_pool.dispatcher import Dispatcher
 from mentis_pool.errors import (
     BrokenSandboxPool,
     CellTimeout,
+    DeadlineExceeded,
     MentisPoolError,
+    QueueFull,
+    QueueTimeout,
     RuntimeRejected,
     RuntimeUnavailable,
 )
 from mentis_pool.events import Level, log, wanted
 from mentis_pool.follower import WINDOW, Follower
-from mentis_pool.observations import Cut, Observation, Stream
+from mentis_pool.observations import Cut, Observation, Start, Stream
 from mentis_pool.pool import (
     Cancel,
     Cancelled,
+    CloseLane,
     Connect,
-    OpenSandbox,
+    Judge,
+    OpenLane,
     Order,
     Pool,
     Retried,
@@ -48,15 +58,33 @@ from mentis_pool.pool import (
     Settle,
     Started,
     Stop,
+    Strike,
+    Withdraw,
 )
-from mentis_pool.pool_stream import Closed, Command, Credit, Event, Open, Opened, Refused, Run, Said
-from mentis_pool.pool_stream import State as SandboxState
+from mentis_pool.pool_stream import (
+    Begin,
+    Broken,
+    Cells,
+    Close,
+    Closed,
+    Command,
+    Credit,
+    Event,
+    Open,
+    Opened,
+    Refused,
+    Run,
+    Said,
+    Signal,
+)
+from mentis_pool.pool_stream import Cancel as CancelAction
 from mentis_pool.results import CellResult
-from mentis_pool.slot import Named
 from mentis_pool.stream import StreamLost
-from mentis_pool.task import State, Task, outcome
+from mentis_pool.task import State, Task, call_outcome, outcome
 from mentis_pool.text import to_bytes
+from mentis_pool.threads import Threads
 
+MOST_KEEPERS = 64
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -65,29 +93,43 @@ class Engine:
 
     Args:
         connect: starts or reaches a runtime; called by a keeper, again after one is
-            lost. Its argument is set when nothing need be tried again.
-        state: of the sandboxes.
-        max_workers, retries: as for `Pool`.
+            lost. Its arguments: an event that is set when nothing need be tried
+            again, and threads for what blocks.
+        lanes: how the lanes are opened that all tasks share.
+        max_workers: as for `Pool`.
+        retries: how often a runtime is tried again.
+        rebuild: what a call returned or raised, from its bytes and what may be in them
+            (``Task.call``).
+        max_queue: how many tasks may wait; None for any number.
+        when_full: whether `submit` waits then, or raises.
     """
 
     def __init__(
         self,
-        connect: Callable[[threading.Event], Connection],
-        state: SandboxState,
+        connect: Callable[[threading.Event, Threads], Connection],
+        lanes: dict[int, Open],
         max_workers: int,
         retries: int,
+        rebuild: Callable[[bytes, Any], Any],
+        max_queue: int | None = None,
+        when_full: Literal["block", "raise"] = "block",
     ) -> None:
         self._reach = connect
-        self._state = state
+        self._lanes = dict(lanes)
         self._retries = retries
+        self._rebuild = rebuild
+        self._max_workers = max_workers
+        self._max_queue = max_queue
+        self._when_full = when_full
         self._lock = threading.Lock()
-        self._pool = Pool(max_workers, retries)
+        self._room = threading.Condition(self._lock)
+        """Told when a task has left the queue, where its length is bounded."""
+        self._pool = Pool(max_workers)
         self._connection: Connection | None = None
         self._generation = 0
         """Of the connection, counted as the pool counts."""
         self._arrived: list[Connection | Exception] = []
         """What keepers brought, for the dispatcher."""
-        self._keeper: threading.Thread | None = None
         self._sandboxes: set[int] = set()
         """Those that have a worker, for the log."""
         self._outbox: list[Command] = []
@@ -100,7 +142,10 @@ class Engine:
         self._fault: BaseException | None = None
         self._broken: BrokenSandboxPool | None = None
         self._dispatcher: Dispatcher | None = None
-        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._next_wake: float | None = None
+        """When the dispatcher looks at the time, as far as other threads know."""
+        self._keepers = Threads("mentis-pool-keeper", self._break, MOST_KEEPERS)
+        self._outputs = Threads("mentis-pool-output", self._break)
         self._pid = os.getpid()
         _engines.add(self)
 
@@ -111,6 +156,7 @@ class Engine:
 
         Raises:
             BrokenSandboxPool: the executor broke.
+            QueueFull: so many wait already, and it is not to wait.
             RuntimeError: after `shutdown`, at the interpreter's exit, or in a
                 forked child.
         """
@@ -119,27 +165,130 @@ class Engine:
                 "this SandboxExecutor belongs to the parent process: make a new one after fork()"
             )
         with self._lock:
-            if self._broken is not None:
-                raise _copy(self._broken)
-            if self._pool.closing:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            if self._dispatcher is None:
-                dispatcher = Dispatcher(self._drain, self._wake, self._end)
-                try:
-                    dispatcher.start()
-                except RuntimeError:  # no more threads can be had: the next submit tries again
-                    dispatcher.close()
-                    raise
-                self._dispatcher = dispatcher
-                self._threads.add(dispatcher)
+            self._wait_for_room()
+            self._check_open()
+            self._start_threads(task.settings.on_output is not None)
         if wanted("debug"):
             self._log("debug", "task_submitted", task)
         self._decide_for_caller(self._pool.add, task)
+
+    def refuse(self, task: Task, error: MentisPoolError) -> None:
+        """Settle a task that cannot be sent.
+
+        Raises:
+            BrokenSandboxPool, RuntimeError: as `submit`.
+        """
+        with self._lock:
+            self._check_open()
+        task.refuse("payload", str(error))
+        self._resolve(task, error)
+
+    def _check_open(self) -> None:
+        if self._broken is not None:
+            raise _copy(self._broken)
+        if self._pool.closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if _exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def _wait_for_room(self) -> None:
+        most = self._max_queue
+        # A callback that waited here would wait for itself.
+        if most is None or self._is_own(threading.current_thread()):
+            return
+        if self._when_full == "raise" and self._pool.waiting >= most:
+            raise QueueFull(f"{self._pool.waiting} tasks wait already (max_queue={most})")
+        self._room.wait_for(
+            lambda: self._pool.waiting < most or self._pool.closing or self._broken is not None
+        )
+
+    def _start_threads(self, output: bool) -> None:
+        """All that will be needed: at the interpreter's exit none can be started any more."""
+        if output:
+            self._outputs.start()
+        if self._dispatcher is not None:
+            return
+        self._keepers.start()
+        dispatcher = Dispatcher(self._drain, self._wake, self._wait, self._end)
+        try:
+            dispatcher.start()
+        except RuntimeError:  # no more threads can be had: the next submit tries again
+            dispatcher.close()
+            raise
+        self._dispatcher = dispatcher
+
+    def _is_own(self, thread: threading.Thread) -> bool:
+        return thread is self._dispatcher or thread in self._outputs
 
     def shutdown(self, cancel: bool) -> None:
         """Take no more tasks, finish those that were taken (or cancel those that wait), stop."""
         if os.getpid() == self._pid:
             self._decide_for_caller(self._pool.shutdown, cancel)
+
+    def kill_all(self, number: int) -> None:
+        """Take no more tasks, cancel those that wait, and send a signal to what runs."""
+        if os.getpid() == self._pid:
+            self._decide_for_caller(self._pool.kill, number)
+
+    # ── for futures (a Control) ─────────────────────────────────────────────
+
+    def cancelled(self, task: Task) -> None:
+        """A future was cancelled."""
+        if os.getpid() == self._pid:
+            self._decide_for_caller(self._pool.cancelled, task)
+
+    def interrupt(self, task: Task) -> bool:
+        """Interrupt a task; whether it runs."""
+        return self._strike(task, signal.SIGINT, False)
+
+    def kill(self, task: Task) -> bool:
+        """Kill the process of a task; whether it runs."""
+        return self._strike(task, signal.SIGKILL, True)
+
+    def _strike(self, task: Task, number: int, final: bool) -> bool:
+        if os.getpid() != self._pid:
+            return False
+        with self._lock:
+            orders = self._pool.signal(task, number, final)
+        self._carry_out(orders)
+        return bool(orders)
+
+    # ── for sessions ────────────────────────────────────────────────────────
+
+    def open_session(self, opened: Open, most: int, wait: bool, timeout: float | None) -> int:
+        """A lane for a session, once there are fewer than so many; its number.
+
+        Raises:
+            QueueFull: there are so many, and did not become fewer in time.
+            BrokenSandboxPool, RuntimeError: as `submit`.
+        """
+        if os.getpid() != self._pid:
+            raise RuntimeError("this SandboxExecutor belongs to the parent process")
+        with self._lock:
+            if wait:
+                self._room.wait_for(
+                    lambda: (
+                        self._pool.sessions < most or self._pool.closing or bool(self._broken)
+                    ),
+                    timeout,
+                )
+            self._check_open()
+            if self._pool.sessions >= most:
+                raise QueueFull(f"there are {most} sessions already, as many as workers")
+            lane = self._pool.open_session()
+            self._lanes[lane] = msgspec.structs.replace(opened, lane=lane)
+        return lane
+
+    def interrupt_session(self, lane: int) -> bool:
+        """Interrupt what runs in a session; whether anything does."""
+        with self._lock:
+            task = self._pool.running_in(lane)
+        return task is not None and self.interrupt(task)
+
+    def close_session(self, lane: int) -> None:
+        """A session is of no more use."""
+        if os.getpid() == self._pid:
+            self._decide_for_caller(self._pool.close_session, lane)
 
     def abandon(self) -> None:
         """As `shutdown`, for a finalizer: takes no lock, since it may run inside any code."""
@@ -153,7 +302,7 @@ class Engine:
         dispatcher = self._dispatcher
         if dispatcher is None or os.getpid() != self._pid:
             return
-        if threading.current_thread() not in self._threads:
+        if not self._is_own(threading.current_thread()):
             dispatcher.join()
 
     # ── deciding and acting ─────────────────────────────────────────────────
@@ -161,6 +310,14 @@ class Engine:
     def _decide(self, decision: Callable[..., list[Order]], *args: object) -> None:
         with self._lock:
             orders = decision(*args)
+            if self._max_queue is not None or self._pool.sessions:
+                self._room.notify_all()
+            due = self._pool.deadline
+            sooner = due is not None and (self._next_wake is None or due < self._next_wake)
+            if sooner:
+                self._next_wake = due
+        if sooner and self._dispatcher is not None:
+            self._dispatcher.wake()
         self._carry_out(orders)
 
     def _decide_for_caller(self, decision: Callable[..., list[Order]], *args: object) -> None:
@@ -184,72 +341,105 @@ class Engine:
             elif isinstance(order, Send):
                 self._send(order)
             elif isinstance(order, Started):
-                if wanted("debug"):
-                    queued = order.task.queued(time.monotonic())
-                    self._log("debug", "task_started", order.task, queued=round(queued, 6))
-            elif isinstance(order, OpenSandbox):
-                self._post([Open(order.sandbox, self._state)], order.connection)
+                self._started(order.task)
+            elif isinstance(order, OpenLane):
+                self._post([self._lanes[order.lane]], order.connection)
+            elif isinstance(order, CloseLane):
+                self._post([Close(order.lane)], order.connection)
+                self._lanes.pop(order.lane, None)
+            elif isinstance(order, Withdraw):
+                self._post([CancelAction(order.action)], order.connection)
+            elif isinstance(order, Strike):
+                self._post([Signal(order.action, order.signal)], order.connection)
             elif isinstance(order, Connect):
-                self._connect(order.failures)
+                self._keepers.do(lambda failures=order.failures: self._keep(failures))  # type: ignore[misc]
             elif isinstance(order, Retried):
                 self._log("warning", "task_retried", order.task, reason=order.reason)
+            elif isinstance(order, Judge):
+                self._judge(order.task)
             elif isinstance(order, Cancel):
                 self._cancel(order.task)
             elif isinstance(order, Cancelled):
+                self._forget(order.task)
                 self._log("info", "task_cancelled", order.task)
             elif isinstance(order, Stop):
                 self._ending.set()
                 if self._dispatcher is not None:
                     self._dispatcher.stop()
 
+    def _started(self, task: Task) -> None:
+        if wanted("debug"):
+            queued = task.queued(time.monotonic())
+            self._log("debug", "task_started", task, queued=round(queued, 6))
+
     def _send(self, order: Send) -> None:
         task = order.task
         settings = task.settings
-        with self._lock:
-            # It may have been lost meanwhile, and sent again by another thread, or settled.
-            if task.action != order.action or task.state is State.ENDED:
-                return
-            if self._connection is not None:
-                names = self._connection.names(order.action, order.sandbox)
-                task.future.action_id, task.future.sandbox_id = names
-            if settings.on_output is not None and task not in self._followers:
-                self._followers[task] = self._follow(task, settings.on_output)
+        left = None
+        if settings.deadline is not None:
+            left = max(0.001, task.submitted + settings.deadline - time.monotonic())
         run = Run(
             action=order.action,
-            sandbox=order.sandbox,
-            sources=task.sources,
-            variables=task.variables,
+            lane=task.lane,
+            work=task.work,
             stdin=None if settings.stdin is None else to_bytes(settings.stdin),
-            argv=None if settings.argv is None else [to_bytes(arg) for arg in settings.argv],
             timeout=settings.timeout,
+            deadline=left,
             max_output=task.max_output,
             window=None if settings.on_output is None else WINDOW,
         )
-        self._post([run], order.connection)
-
-    def _follow(self, task: Task, on_output: Callable[[Stream], object]) -> Follower:
-        follower = Follower(task.key, on_output, lambda count: self._credit(task, count))
-        self._threads.add(follower.thread)
-        return follower
+        with self._lock:
+            # It may have been lost meanwhile, and sent again by another thread; or be
+            # unwanted, and then the order to withdraw it has gone before.
+            unwanted = task.state is State.ENDED
+            if not unwanted and task.action == order.action:
+                self._put([run], order.connection)
+        if unwanted:
+            self._decide(self._pool.unsent, order.action)
+        self._flush()
 
     def _credit(self, task: Task, count: int) -> None:
         self._post([Credit(task.action, count)], self._generation)
 
     def _cancel(self, task: Task) -> None:
         # One that its user cancelled already stays so; either way its waiters are told.
-        task.future.cancel()
-        task.future.set_running_or_notify_cancel()
+        Future.cancel(task.future)
+        with self._lock:
+            task.claim()
+        self._forget(task)
         self._log("info", "task_cancelled", task)
+
+    def _forget(self, task: Task) -> None:
+        """The task is over, and its future done."""
+        follower = self._followers.pop(task, None)
+        if follower is not None:
+            follower.end(lambda: None)
+
+    def _judge(self, task: Task) -> None:
+        """Ask the policy that its user gave; where it cannot be asked, it is not run again."""
+        result, value, failure = self._outcome(task, None)
+        wait: float | None = None
+        try:
+            wait = _wait_of(task, result if task.call is None else value, failure)
+        except Exception as exc:  # noqa: BLE001 - the user's policy
+            log("warning", "retries_raised", task_id=task.key, error=repr(exc))
+        self._decide(self._pool.judged, task, wait, time.monotonic())
 
     # ── the wire ────────────────────────────────────────────────────────────
 
     def _post(self, commands: list[Command], generation: int) -> None:
-        """Send, or leave it to the thread that is sending: it looks again before it stops."""
         with self._lock:
-            # What was meant for a connection that is gone is not for the next.
-            if generation != self._generation:
-                return
+            self._put(commands, generation)
+        self._flush()
+
+    def _put(self, commands: list[Command], generation: int) -> None:
+        """To be sent; for who holds the lock."""
+        # What was meant for a connection that is gone is not for the next.
+        if generation == self._generation:
             self._outbox += commands
+
+    def _flush(self) -> None:
+        """Send, or leave it to the thread that is sending: it looks again before it stops."""
         while self._outbox and self._wire.acquire(blocking=False):
             try:
                 with self._lock:
@@ -277,35 +467,50 @@ class Engine:
         for event in events:
             self._hear(event, now)
 
-    def _hear(self, event: Event | Named, now: float) -> None:
-        if isinstance(event, Named):
-            task = self._pool.task_of(event.action)
-            if task is not None:
-                task.future.action_id = event.action_id
-                task.future.sandbox_id = event.sandbox_id
-        elif isinstance(event, Said):
-            with self._lock:
-                task = self._pool.task_of(event.action)
-                orders = self._pool.said(event.action, event.observation, now)
-            if task is not None:
-                if isinstance(event.observation, Stream) and task in self._followers:
-                    self._followers[task].put(event.observation)
-                task.future._heard()
-            self._carry_out(orders)
+    def _hear(self, event: Event, now: float) -> None:
+        if isinstance(event, Said):
+            self._hear_said(event.action, event.observation, now)
         elif isinstance(event, Closed):
             self._sandboxes.discard(event.sandbox)
-            log(
-                "warning", "sandbox_lost", sandbox_id=self._name(event.sandbox), reason=event.reason
-            )
-            self._decide(self._pool.closed, event.sandbox, event.reason, now)
+            name = self._name(event.sandbox)
+            if event.lost:
+                log("warning", "sandbox_lost", sandbox_id=name, reason=event.reason)
+            else:
+                log("debug", "sandbox_retired", sandbox_id=name)
         elif isinstance(event, Refused):
             name = self._name(event.sandbox)
             log("warning", "sandbox_refused", sandbox_id=name, reason=event.reason)
-            self._decide(self._pool.refused, event.sandbox, event.reason)
         elif isinstance(event, Opened):
             self._sandboxes.add(event.sandbox)
             seconds = round(event.seconds, 6)
             log("debug", "sandbox_started", sandbox_id=self._name(event.sandbox), seconds=seconds)
+        elif isinstance(event, Broken):
+            raise BrokenSandboxPool(event.reason, event.traceback, event.output)
+
+    def _hear_said(self, action: int, observation: Observation, now: float) -> None:
+        with self._lock:
+            task = self._pool.task_of(action)
+        future = None if task is None else task.future
+        if isinstance(observation, Start) and future is not None:
+            assert self._connection is not None
+            names = self._connection.names(action, observation.sandbox)
+            future.action_id, future.sandbox_id = names
+        if task is not None and isinstance(observation, Stream):
+            self._follow(task, observation)
+        self._decide(self._pool.said, action, observation, now)
+        if future is not None:
+            future._heard()
+
+    def _follow(self, task: Task, piece: Stream) -> None:
+        on_output = task.settings.on_output
+        if on_output is None:
+            return
+        follower = self._followers.get(task)
+        if follower is None:
+            follower = Follower(task.key, on_output, lambda count: self._credit(task, count))
+            self._followers[task] = follower
+            self._outputs.do(follower.run)
+        follower.put(piece)
 
     def _name(self, sandbox: int) -> str:
         name = self._connection.names(0, sandbox)[1] if self._connection else None
@@ -329,16 +534,11 @@ class Engine:
 
     # ── keepers ─────────────────────────────────────────────────────────────
 
-    def _connect(self, failures: int) -> None:
-        self._keeper = threading.Thread(
-            target=self._keep, args=(failures,), name="mentis-pool-keeper"
-        )
-        self._threads.add(self._keeper)
-        try:
-            self._keeper.start()
-        except RuntimeError as exc:  # no more threads can be had
-            self._keeper = None
-            self._bring(RuntimeUnavailable(f"no thread can be started: {exc}"))
+    def _break(self, exc: BaseException) -> None:
+        """A call of a keeper or a follower raised what it should not."""
+        self._fault = exc
+        if self._dispatcher is not None:
+            self._dispatcher.wake()
 
     def _keep(self, failures: int) -> None:
         """Bring a connection, or the reason why there is none."""
@@ -369,7 +569,7 @@ class Engine:
                 state = tenacity.RetryCallState(retrying, None, (), {})
                 state.attempt_number = failures
                 self._ending.wait(wait(state))
-            brought = retrying(self._reach, self._ending)
+            brought = retrying(self._reach, self._ending, self._keepers)
         except Exception as exc:  # noqa: BLE001 - every task that waits for it is told
             brought = exc
         self._bring(brought)
@@ -398,12 +598,22 @@ class Engine:
                 with self._lock:
                     self._connection = brought
                     self._generation += 1
+                    self._outbox = [Begin(self._max_workers)]
                 self._dispatcher.watch(brought)
                 self._decide(self._pool.connected)
                 self._drain()
         if self._abandoned:
             self._abandoned = False
             self._decide(self._pool.shutdown, False)
+        now = time.monotonic()
+        if self._next_wake is not None and self._next_wake <= now:
+            self._decide(self._pool.passed, now)
+
+    def _wait(self) -> float | None:
+        """Seconds until `_wake` wants to be called."""
+        with self._lock:
+            self._next_wake = self._pool.deadline
+        return None if self._next_wake is None else max(0.0, self._next_wake - time.monotonic())
 
     # ── outcomes ────────────────────────────────────────────────────────────
 
@@ -416,35 +626,53 @@ class Engine:
 
     def _resolve(self, task: Task, error: Exception | None) -> None:
         future = task.future
-        result = outcome(
-            task.record.said,
-            queued=task.queued(time.monotonic()),
-            timeout=task.settings.timeout,
-            action_id=future.action_id,
-            sandbox_id=future.sandbox_id,
-            attempt=max(task.attempt, 1),
-        )
-        failure: MentisPoolError | None = result.error
-        if error is not None:
-            # Each future gets its own: raising an exception writes into it.
-            failure = _copy(error)
-            failure.result = result.with_error(failure)
+        result, value, failure = self._outcome(task, error)
         self._log_end(task, result, failure)
+        with self._lock:
+            # It may end before it began; or have been cancelled at this moment.
+            live = task.claim()
         try:
-            if failure is None:
-                future.set_result(result)
-            else:
+            if not live:
+                pass
+            elif failure is not None:
                 future.set_exception(failure)
+            else:
+                future.set_result(result if task.call is None else value)
         except InvalidStateError:
             # Somebody else set it: their outcome stays.
             pass
         except BaseException as exc:  # noqa: BLE001 - a callback's SystemExit; the outcome is set
             log("warning", "callback_raised", task_id=task.key, error=repr(exc))
         finally:
-            task.future = None
+            # Neither holds the other any longer.
+            future._task = task.future = None
             self._followers.pop(task, None)
 
-    def _log_end(self, task: Task, result: CellResult, failure: MentisPoolError | None) -> None:
+    def _outcome(
+        self, task: Task, error: Exception | None
+    ) -> tuple[CellResult, Any, BaseException | None]:
+        """What a task gave: as a cell's result, as a call's value, as what is to be raised."""
+        future = task.future
+        result = outcome(
+            task.record.said,
+            queued=task.queued(time.monotonic()),
+            settings=task.settings,
+            action_id=future.action_id,
+            sandbox_id=future.sandbox_id,
+            attempt=max(task.attempt, 1),
+        )
+        if error is not None:
+            # Each future gets its own: raising an exception writes into it.
+            failure = _copy(error)
+            failure.result = result.with_error(failure)
+            return result, None, failure
+        if task.call is None:
+            return result, None, result.error
+        return result, *call_outcome(
+            task.record, result, lambda pickled: self._rebuild(pickled, task.call)
+        )
+
+    def _log_end(self, task: Task, result: CellResult, failure: BaseException | None) -> None:
         # Whatever it is, who holds the future is told: no need to warn as well.
         if not wanted("info"):
             return
@@ -454,7 +682,7 @@ class Engine:
             "output_bytes": _output_bytes(task.record.said),
         }
         event = "task_finished"
-        if isinstance(failure, CellTimeout):
+        if isinstance(failure, (CellTimeout, QueueTimeout, DeadlineExceeded)):
             event = "task_timed_out"
         elif failure is not None:
             event = "task_failed"
@@ -480,13 +708,17 @@ class Engine:
     def _end(self, broken: BaseException | None) -> None:
         """The dispatcher has left its loop: no future, thread or process may be left."""
         if broken is not None:
-            error = BrokenSandboxPool(f"the executor broke: {type(broken).__name__}: {broken}")
-            error.__cause__ = broken
+            error = broken
+            if not isinstance(error, BrokenSandboxPool):
+                error = BrokenSandboxPool(f"the executor broke: {type(broken).__name__}: {broken}")
+                error.__cause__ = broken
             self._broken = error
             self._decide(self._pool.fail, error, time.monotonic())
+        with self._lock:
+            self._room.notify_all()
         self._ending.set()
-        if self._keeper is not None:
-            self._keeper.join()
+        # What a keeper brings is brought before.
+        self._keepers.drain()
         for sandbox in sorted(self._sandboxes):
             log("debug", "sandbox_retired", sandbox_id=self._name(sandbox))
         with self._lock:
@@ -495,17 +727,34 @@ class Engine:
         for brought in [connection, *self._arrived]:
             if brought is not None and not isinstance(brought, Exception):
                 brought.close()
-        for follower in list(self._followers.values()):
-            follower.join()
+        self._keepers.close()
+        self._outputs.close()
+
+
+def _wait_of(task: Task, value: Any, failure: BaseException | None) -> float | None:
+    """After how many seconds a task's own policy has it run again, or None."""
+    retrying: tenacity.Retrying = task.settings.retries.copy()
+    retrying.begin()
+    state = tenacity.RetryCallState(retrying, None, (), {})
+    state.attempt_number = task.attempt
+    state.start_time = task.submitted
+    if failure is None:
+        state.set_result(value)
+    else:
+        state.set_exception((type(failure), failure, failure.__traceback__))
+    try:
+        verdict = retrying.iter(state)
+    except BaseException:  # noqa: BLE001 - among others what the task raised
+        # It has had enough, and says so in its own way: what the task gave stands.
+        return None
+    return float(verdict) if isinstance(verdict, tenacity.DoSleep) else None
 
 
 def _copy(error: Exception) -> MentisPoolError:
     if not isinstance(error, MentisPoolError):
         copied: MentisPoolError = RuntimeUnavailable(f"{type(error).__name__}: {error}")
     else:
-        copied = type(error)(*error.args)
-        if isinstance(error, RuntimeRejected):
-            copied.status = error.status  # type: ignore[attr-defined]
+        copied = copy.copy(error)
     copied.__cause__ = error
     return copied
 
@@ -516,8 +765,13 @@ def _output_bytes(said: list[Observation]) -> int:
     )
 
 
+_exiting = False
+
+
 def _finish_all() -> None:
     """At the interpreter's exit, before threads may no longer be started: finish what was taken."""
+    global _exiting
+    _exiting = True
     for engine in list(_engines):
         engine.shutdown(False)
     for engine in list(_engines):

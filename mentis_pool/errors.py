@@ -7,11 +7,15 @@
     ├─ SandboxError         the sandbox failed; the cell may be innocent
     │   ├─ SandboxDied
     │   └─ OutcomeUnknown
-    ├─ CellTimeout          (also TimeoutError)
+    ├─ CellTimeout          it ran for too long (also TimeoutError)
+    ├─ QueueTimeout         it waited for too long (also TimeoutError)
+    ├─ DeadlineExceeded     both together took too long (also TimeoutError)
+    ├─ StateLost            the sandbox of its session was replaced
+    ├─ QueueFull            too many wait (also queue.Full)
     ├─ RuntimeUnavailable
     ├─ RuntimeRejected
     ├─ ProtocolError        the other side broke the protocol
-    ├─ PayloadError         a variable cannot travel
+    ├─ PayloadError         something cannot travel, or may not be rebuilt
     └─ BrokenSandboxPool    (also concurrent.futures.BrokenExecutor)
 
 Each can be pickled. One that is the outcome of a task carries what the task gave
@@ -21,6 +25,7 @@ until then as ``result``.
 from __future__ import annotations
 
 import builtins
+import queue
 from concurrent.futures import BrokenExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,8 +152,8 @@ def _class_for(builtin: type[Exception]) -> type[CellError]:
     return type("CellError", (CellError, builtin), {"_made_for": builtin.__name__})
 
 
-class CellTimeout(MentisPoolError, TimeoutError):
-    """The cell ran for longer than its ``timeout`` (seconds); ``result`` is partial."""
+class _OutOfTime(MentisPoolError, TimeoutError):
+    """``timeout`` is the limit that was passed, in seconds."""
 
     def __init__(self, message: str = "", timeout: float | None = None) -> None:
         super().__init__(message)
@@ -156,6 +161,29 @@ class CellTimeout(MentisPoolError, TimeoutError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class CellTimeout(_OutOfTime):
+    """It ran for longer than its ``timeout`` (seconds); ``result`` is partial."""
+
+
+class QueueTimeout(_OutOfTime):
+    """It did not begin within its ``queue_timeout`` (seconds), and was not run."""
+
+
+class DeadlineExceeded(_OutOfTime):
+    """It was not done within its ``deadline`` (seconds since it was submitted)."""
+
+
+class StateLost(MentisPoolError):
+    """The session's sandbox was replaced: what earlier cells left in it is gone.
+
+    It stands in the place of the next result; what is submitted after it finds a new sandbox.
+    """
+
+
+class QueueFull(MentisPoolError, queue.Full):
+    """As many tasks wait, or sessions are open, as there may be."""
 
 
 class SandboxError(MentisPoolError):
@@ -221,8 +249,18 @@ class ProtocolError(MentisPoolError):
 
 
 class PayloadError(MentisPoolError):
-    """A variable cannot travel to the sandbox; the message names it."""
+    """Something cannot travel to the sandbox, or may not be rebuilt from its bytes; it is named."""
 
 
 class BrokenSandboxPool(MentisPoolError, BrokenExecutor):
-    """The executor cannot go on; no further task is taken."""
+    """The executor cannot go on; no further task is taken.
+
+    Attributes:
+        traceback: of what its initializer raised, as text; otherwise empty.
+        output: what that wrote before.
+    """
+
+    def __init__(self, message: str = "", traceback: str = "", output: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
+        self.output = output

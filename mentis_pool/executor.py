@@ -4,80 +4,112 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import os
 import secrets
+import signal
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, overload
 
 import structlog
+import tenacity
 
 from mentis_pool.address import parse
 from mentis_pool.connection import Connection, local, remote
 from mentis_pool.engine import Engine
-from mentis_pool.errors import BrokenSandboxPool, MentisPoolError
-from mentis_pool.future import CellFuture
+from mentis_pool.errors import BrokenSandboxPool, MentisPoolError, PayloadError
+from mentis_pool.future import CallFuture, CellFuture
 from mentis_pool.observations import Stream
-from mentis_pool.payload import pickle_variables
-from mentis_pool.pool_stream import MAX_RUN
+from mentis_pool.payload import Call, Trust, pack_call, pickle_variables, rebuild
+from mentis_pool.pool import CALLS, CELLS
+from mentis_pool.pool_stream import MAX_RUN, Cells, Open, PickledCall, Shell, Work
 from mentis_pool.results import CellResult
 from mentis_pool.runtime.local import cpus
+from mentis_pool.session import Session
 from mentis_pool.task import Settings, Task
 from mentis_pool.text import to_bytes
+from mentis_pool.threads import Threads
 
 MAX_OUTPUT = 10 * 1024 * 1024
 _UNSET: Any = object()
 
 
 class SandboxExecutor(Executor):
-    """Runs cells of Python in sandboxes, through the interface of concurrent.futures.
+    """Runs cells and calls in sandboxes, through the interface of concurrent.futures.
 
     Args:
-        max_workers: sandboxes at most, so cells running at once at most; None
-            for the CPUs that this process may use.
+        max_workers: tasks running at once at most; None for the CPUs that this
+            process may use.
+        initializer: a callable, or a cell, run once in each new worker before its first
+            task. What a cell names there is there for every cell. One that fails breaks
+            the executor: `BrokenSandboxPool`.
+        initargs: arguments of the callable.
+        max_tasks_per_child: so many tasks run in one worker, then a new one takes its
+            place; None for no limit.
         runtime: the address of a runtime, like ``http://host:5266``: one that
             ``mentis-pool serve`` serves, or an original Mentis runtime. None: what
             MENTIS_RUNTIME_URL says, otherwise the embedded runtime, a process of
             its own, which starts at the first submit.
         token: what the runtime at that address asks for; None: what
             MENTIS_RUNTIME_TOKEN says.
-        state: "fresh" (what None means): each cell runs in a newly forked
-            process, and nothing that an earlier cell did is there. "reuse":
-            the process is kept, each cell gets a clean namespace; imported
-            modules, files and the environment stay as the last cell left them.
-        timeout: seconds that a cell may run (not wait); None for no limit.
+        state: "fresh" (what None means for cells): each task runs in a newly forked
+            process, and nothing that an earlier one did is there. "reuse" (what None
+            means for calls): the process is kept, each cell gets a clean namespace;
+            imported modules, files and the environment stay as the last task left them.
+            A sandbox that has run a cell never runs calls.
+        timeout: seconds that a task may run (not wait); None for no limit.
         retries: how often a runtime's start, a request to it, and a task that was
             lost before it began, are tried again.
         max_output: bytes kept of each of stdout and stderr, beginning and end;
             None for all.
-        preload: modules imported once, before any cell; each cell finds them imported.
+        max_queue: tasks that may wait at once; None for any number.
+        when_full: "block": `submit` waits then; "raise": it raises `QueueFull`. A
+            submit in a callback never waits.
+        trust: what may come back from a call besides plain data and what the
+            documentation lists: types, and names of packages. With "all" whatever comes
+            back is unpickled, and **a sandbox may then run code in your process**.
+        preload: modules imported once, before any task; each finds them imported.
 
     Raises:
         ValueError, TypeError: an argument is none of these.
+        PayloadError: the initializer cannot travel.
     """
 
     def __init__(
         self,
         max_workers: int | None = None,
         *,
+        initializer: Callable[..., object] | str | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
         runtime: str | None = None,
         token: str | None = None,
         state: Literal["fresh", "reuse"] | None = None,
         timeout: float | None = None,
         retries: int = 2,
         max_output: int | None = MAX_OUTPUT,
+        max_queue: int | None = None,
+        when_full: Literal["block", "raise"] = "block",
+        trust: Iterable[type | str] | Literal["all"] = (),
         preload: Sequence[str] = (),
     ) -> None:
         if max_workers is None:
             max_workers = cpus()
-        _check_count("max_workers", max_workers, 1)
+        _check_workers(max_workers)
         _check_count("retries", retries, 0)
-        if max_output is not None:
-            _check_count("max_output", max_output, 0)
+        for name, value, least in (
+            ("max_output", max_output, 0),
+            ("max_queue", max_queue, 1),
+            ("max_tasks_per_child", max_tasks_per_child, 1),
+        ):
+            if value is not None:
+                _check_count(name, value, least)
         url = os.environ.get("MENTIS_RUNTIME_URL") if runtime is None else runtime
         address = None if not url and runtime is None else parse(url or "")
         if token is not None and (not isinstance(token, str) or not token.isprintable()):
@@ -85,6 +117,8 @@ class SandboxExecutor(Executor):
         token = os.environ.get("MENTIS_RUNTIME_TOKEN") or None if token is None else token
         if state not in (None, "fresh", "reuse"):
             raise ValueError(f"state must be 'fresh', 'reuse' or None, not {state!r}")
+        if when_full not in ("block", "raise"):
+            raise ValueError(f"when_full must be 'block' or 'raise', not {when_full!r}")
         if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
             raise TypeError(f"preload must be a list of module names, not {preload!r}")
         modules = list(preload)
@@ -93,108 +127,213 @@ class SandboxExecutor(Executor):
                 "preload= is for the embedded runtime; give it to 'mentis-pool serve --preload'"
             )
         threads = max(1, cpus() // max_workers)
+        trusted = Trust.of(trust)
         self._max_output = max_output
-        self._settings = Settings(timeout=_checked_timeout(timeout))
+        self._max_workers = max_workers
+        self._settings = Settings(timeout=_checked_seconds("timeout", timeout), retries=retries)
+        self._lane = CELLS
+        # A fresh worker has one task anyway.
+        first = _initializer(initializer, initargs)
+        self._opened = Open(0, "session", None, first)
 
-        def connect(ending: threading.Event) -> Connection:
+        def opened(lane: int, of: Literal["fresh", "reuse"]) -> Open:
+            return Open(lane, of, max_tasks_per_child if of == "reuse" else None, first)
+
+        def connect(ending: threading.Event, keepers: Threads) -> Connection:
             if address is None:
                 return local(modules, threads)
-            return remote(address, token, retries, ending)
+            return remote(address, token, retries, ending, keepers)
 
-        self._engine = Engine(connect, state or "fresh", max_workers, retries)
-        self._root = self
+        self._engine = Engine(
+            connect,
+            {CELLS: opened(CELLS, state or "fresh"), CALLS: opened(CALLS, state or "reuse")},
+            max_workers,
+            retries,
+            lambda pickled, call: rebuild(pickled, call, trusted),
+            max_queue,
+            when_full,
+        )
+        self._root: SandboxExecutor | None = None
+        """What a view keeps alive."""
         # A forgotten executor finishes what was submitted and stops; at the
         # interpreter's exit the engine sees to it itself.
         weakref.finalize(self, self._engine.abandon).atexit = False
 
-    def submit(self, cell: str, /, **variables: Any) -> CellFuture:  # type: ignore[override]
-        """Run a cell.
+    # ── submitting ──────────────────────────────────────────────────────────
+
+    @overload
+    def submit(self, cell: str, /, **variables: Any) -> CellFuture: ...
+    @overload
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> CallFuture: ...
+    def submit(
+        self, fn: Callable[..., Any] | str, /, *args: Any, **kwargs: Any
+    ) -> CellFuture | CallFuture:
+        """Run a cell, or call a callable.
 
         Args:
-            cell: the source text, as for IPython: magics, ``!command``, await.
-            variables: become names in the cell; anything that pickles.
+            fn: the cell's source text, as for IPython: magics, ``!command``, await; or
+                what is to be called, with ``args`` and ``kwargs``: anything callable that
+                cloudpickle carries.
+            kwargs: of a cell, variables: they become names in it; anything that pickles.
 
         Returns:
-            A `CellFuture`, whose ``result()`` gives a `CellResult` or raises:
+            Of a cell a `CellFuture`, whose ``result()`` gives a `CellResult` or raises:
 
             - `CellError`: the cell raised; for a builtin exception this is one too
-            - `CellTimeout`: it ran for too long
+            - `CellTimeout`, `QueueTimeout`, `DeadlineExceeded`: it ran, waited, or both,
+              for too long
             - `SandboxError`: its process died, or what became of it is not known
-            - `RuntimeUnavailable`: no runtime could be started
+            - `RuntimeUnavailable`, `RuntimeRejected`: no runtime could be had
+
+            Of a call a `CallFuture`, whose ``result()`` gives what it returned, or
+            raises what it raised, or one of the above, or
+
+            - `PayloadError`: something of it cannot travel, or may not be rebuilt here
 
         Raises:
-            TypeError: the cell is no str.
+            TypeError: ``fn`` is neither.
             PayloadError: a variable cannot travel; it is named.
-            ValueError: cell, variables and stdin are over 60 MiB together.
+            ValueError: all that is to be sent has more than 1 GiB.
+            QueueFull: too many wait, and the executor is to raise then.
+            BrokenSandboxPool: the executor broke.
             RuntimeError: after `shutdown`.
         """
-        if not isinstance(cell, str):
-            raise TypeError(f"a cell is source text, a str, not {_described(cell)}")
-        return self._submit([cell], variables)
+        if isinstance(fn, str):
+            if args:
+                raise TypeError("a cell takes keyword arguments only: they become its variables")
+            return self._submit([fn], kwargs)
+        if not callable(fn):
+            raise TypeError(
+                f"submit() takes a cell (source text, a str) or a callable, not {_described(fn)}"
+            )
+        return self._submit_call(fn, args, kwargs, chunk=False)
+
+    def shell(self, command: str) -> CellFuture:
+        """Run a shell command; its exit code is in the result, and is no error.
+
+        Raises:
+            TypeError: it is no str. As `submit` besides.
+        """
+        if not isinstance(command, str):
+            raise TypeError(f"a shell command is text, a str, not {_described(command)}")
+        if "\0" in command:
+            raise ValueError("a shell command cannot hold a NUL character")
+        return self._send_cell(Shell(to_bytes(command)), len(command))
 
     def _submit(self, cells: Sequence[str], variables: dict[str, Any]) -> CellFuture:
         """Run several cells one after the other in one sandbox, as one task."""
-        settings = self._settings
         sources = [to_bytes(cell) for cell in cells]
         pickles = pickle_variables(variables) if variables else {}
-        size = sum(map(len, sources)) + sum(map(len, pickles.values())) + len(settings.stdin or "")
-        if size > MAX_RUN:
-            raise ValueError(
-                f"the cell, its variables and its stdin have {size} bytes, over the limit of {MAX_RUN}"
-            )
-        task = Task(
-            key=settings.task_id or secrets.token_hex(6),
-            sources=sources,
-            variables=pickles,
-            settings=settings,
-            max_output=self._max_output,
-            now=time.monotonic(),
-            context=structlog.contextvars.get_contextvars() or None,
-        )
-        future = task.future = CellFuture(task.key, task.record)
+        argv = self._settings.argv
+        args = None if argv is None else [to_bytes(arg) for arg in argv]
+        size = sum(map(len, [*sources, *pickles.values(), *(args or ())]))
+        return self._send_cell(Cells(sources, pickles, args), size)
+
+    def _send_cell(self, work: Work, size: int) -> CellFuture:
+        task = self._task(work, size, self._lane)
+        future = task.future = CellFuture(task, self._engine)
         self._engine.submit(task)
         return future
 
-    def map(  # type: ignore[override]
+    def _submit_call(
+        self, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any], chunk: bool
+    ) -> CallFuture:
+        error: PayloadError | None = None
+        try:
+            call = pack_call(fn, args, kwargs)
+        except PayloadError as exc:
+            call, error = Call(b"", frozenset(), None), exc
+        task = self._task(
+            PickledCall(call.pickled, chunk), len(call.pickled), CALLS, call._replace(pickled=b"")
+        )
+        future = task.future = CallFuture(task, self._engine)
+        if error is None:
+            self._engine.submit(task)
+        else:
+            self._engine.refuse(task, error)
+        return future
+
+    def _task(self, work: Work, size: int, lane: int, call: Call | None = None) -> Task:
+        settings = self._settings
+        if settings.stdin is not None:
+            size += len(to_bytes(settings.stdin))
+        if size > MAX_RUN:
+            raise ValueError(
+                f"what is to be sent has {size} bytes, over the limit of {MAX_RUN}"
+            )
+        return Task(
+            settings.task_id or secrets.token_hex(6),
+            lane,
+            work,
+            settings,
+            self._max_output,
+            time.monotonic(),
+            size=size,
+            call=call,
+            context=structlog.contextvars.get_contextvars() or None,
+        )
+
+    def map(
         self,
-        cells: Iterable[str],
+        fn: Callable[..., Any] | Iterable[str],
         /,
-        *,
+        *iterables: Iterable[Any],
         timeout: float | None = None,
+        chunksize: int = 1,
         buffersize: int | None = None,
-    ) -> Iterator[CellResult]:
-        """Run each cell; give their results in order, each as soon as it is there.
+    ) -> Iterator[Any]:
+        """Run each cell, or call with each set of arguments; give the results in order.
 
         Args:
-            cells: source texts.
+            fn: cells (source texts, one iterable of them); or what is to be called,
+                with an argument of each of ``iterables``.
             timeout: seconds from now until which a result may come.
-            buffersize: how many cells are taken ahead of the results; None for
+            chunksize: how many calls make one task.
+            buffersize: how many tasks are taken ahead of the results; None for
                 all of them, at once.
 
         Raises:
-            TypeError: ``cells`` is one text or a function; it names what to use.
+            TypeError: it is one text, or something else; it names what to use.
             TimeoutError: from the iterator: a result did not come in time.
 
-        From the iterator also what a cell's ``Future.result()`` raises. Where it
-        stops, the cells that wait are cancelled.
+        From the iterator also what ``Future.result()`` raises. Where it stops, the
+        tasks that wait are cancelled.
         """
-        if isinstance(cells, (str, bytes)):
+        if isinstance(fn, (str, bytes)):
             raise TypeError(
                 "map() takes a list of cells, not one text: for a single cell use "
                 "submit(cell), or map([cell])"
             )
-        if callable(cells):
-            raise TypeError(f"map() takes a list of cells (source texts), not {_described(cells)}")
         if buffersize is not None:
             _check_count("buffersize", buffersize, 1)
+        _check_count("chunksize", chunksize, 1)
+        submits: Iterator[Callable[[], CellFuture | CallFuture]]
+        if not callable(fn):
+            if iterables or chunksize != 1:
+                raise TypeError(
+                    "map() of cells takes one iterable of source texts, and no chunksize; "
+                    f"{_described(fn)} is not callable"
+                )
+            submits = (partial(self.submit, cell) for cell in fn)
+        elif not iterables:
+            raise TypeError(f"map({_described(fn)}) has nothing to call it with")
+        elif chunksize == 1:
+            submits = (partial(self.submit, fn, *args) for args in zip(*iterables))
+        else:
+            calls = zip(*iterables)
+            chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+            submits = (partial(self._submit_call, fn, chunk, {}, chunk=True) for chunk in chunks)
         deadline = None if timeout is None else time.monotonic() + timeout
-        source = iter(cells)
-        futures: deque[CellFuture] = deque()
-        for cell in source:
-            futures.append(self.submit(cell))
-            if buffersize is not None and len(futures) >= buffersize:
-                break
-        return _results(self, source, futures, deadline)
+        futures: deque[CellFuture | CallFuture] = deque()
+        try:
+            for submit in submits if buffersize is None else itertools.islice(submits, buffersize):
+                futures.append(submit())
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        results = _results(submits, futures, deadline)
+        return results if chunksize == 1 else _each(results)
 
     def run(self, cells: Iterable[str]) -> list[CellResult]:
         """Run each cell; give all results, in order. A cell that fails has an ``error`` in its own.
@@ -204,45 +343,82 @@ class SandboxExecutor(Executor):
         """
         if isinstance(cells, (str, bytes)) or callable(cells):
             raise TypeError(f"run() takes a list of cells (source texts), not {_described(cells)}")
-        return [_result_of(future) for future in [self.submit(cell) for cell in cells]]
+        futures: list[CellFuture] = []
+        try:
+            for cell in cells:
+                if not isinstance(cell, str):
+                    raise TypeError(f"a cell is source text, a str, not {_described(cell)}")
+                futures.append(self.submit(cell))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return [_result_of(future) for future in futures]
+
+    def session(self, *, wait: bool = False, timeout: float | None = None) -> Session:
+        """A sandbox kept for cells in order, which find what the earlier ones left.
+
+        Args:
+            wait: whether to wait while there are as many sessions as ``max_workers``.
+            timeout: seconds to wait at most.
+
+        Raises:
+            QueueFull: there are as many sessions as there may be.
+            BrokenSandboxPool, RuntimeError: as `submit`.
+        """
+        return Session(self, self._opened, self._max_workers, wait, timeout)
 
     def options(
         self,
         *,
         timeout: float | None = _UNSET,
+        queue_timeout: float | None = _UNSET,
+        deadline: float | None = _UNSET,
         task_id: str | None = _UNSET,
         stdin: str | None = _UNSET,
         on_output: Callable[[Stream], object] | None = _UNSET,
         argv: Sequence[str] | None = _UNSET,
-        retries: int = _UNSET,
+        retries: int | tenacity.Retrying = _UNSET,
+        idempotent: bool = _UNSET,
     ) -> SandboxExecutor:
         """A view of this executor: the same sandboxes, other settings for its tasks.
 
         Args:
-            timeout: seconds that a cell may run.
+            timeout: seconds that a task may run: then `CellTimeout`.
+            queue_timeout: seconds that it may wait: then `QueueTimeout`.
+            deadline: seconds for both together: then `DeadlineExceeded`.
             task_id: names the task on its future and in every log event.
-            stdin: text that the cell reads; without it reading finds the end at once.
+            stdin: text that it reads; without it reading finds the end at once.
             on_output: called with each piece of output (`Stream`: ``.stream``,
                 ``.text``, ``.data``) as it appears, all of it, in a thread of
-                the task's own. A slow one slows the cell, and the future waits
+                the task's own. A slow one slows the task, and the future waits
                 for it; what it raises is logged.
             argv: run the text as ``python argv[0] …`` would: plain Python,
                 ``__name__ == "__main__"``, ``sys.argv``, an exit code. A code
                 other than 0 is a `CellError` named SystemExit.
-            retries: how often the cell is run again where its outcome would be a
-                `SandboxError`, though it may have begun; 0 unless it is set.
+            retries: how often a task is run again that was lost before it began; or a
+                tenacity ``Retrying``, whose retry, stop and wait decide about every
+                failure, also one that the task itself raised.
+            idempotent: whether a task may be run again that may have begun, as often
+                as ``retries`` says.
 
         What is not given stays as it is here.
         """
         given: dict[str, Any] = {
-            "timeout": _checked_timeout(timeout) if timeout is not _UNSET else _UNSET,
             "task_id": task_id,
             "stdin": stdin,
             "on_output": on_output,
             "argv": tuple(argv) if argv is not _UNSET and argv is not None else argv,
             "retries": retries,
+            "idempotent": idempotent,
         }
-        if retries is not _UNSET:
+        for name, seconds in (
+            ("timeout", timeout),
+            ("queue_timeout", queue_timeout),
+            ("deadline", deadline),
+        ):
+            given[name] = seconds if seconds is _UNSET else _checked_seconds(name, seconds)
+        if retries is not _UNSET and not isinstance(retries, tenacity.Retrying):
             _check_count("retries", retries, 0)
         for name, kind in (("task_id", str), ("stdin", str)):
             if given[name] is not _UNSET and not isinstance(given[name], (kind, type(None))):
@@ -252,29 +428,58 @@ class SandboxExecutor(Executor):
         if isinstance(argv, str) or (argv is not _UNSET and argv is not None and not argv):
             raise TypeError(f"argv must be a list that begins with the script's name, not {argv!r}")
         view = copy.copy(self)
+        view._root = self if self._root is None else self._root
         view._settings = dataclasses.replace(
             self._settings, **{k: v for k, v in given.items() if v is not _UNSET}
         )
         return view
 
+    # ── the end ─────────────────────────────────────────────────────────────
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more cells, and stop when those that were taken have ended.
+        """Take no more tasks, and stop when those that were taken have ended.
 
         Args:
             wait: return only when nothing is left, no thread and no process.
-            cancel_futures: cancel the cells that wait.
+            cancel_futures: cancel the tasks that have not begun.
         """
         self._engine.shutdown(cancel_futures)
         if wait:
             self._engine.join()
 
+    def terminate_workers(self) -> None:
+        """Take no more tasks, cancel those that wait, and have what runs terminated (SIGTERM).
+
+        Tasks that run then fail with `SandboxDied`. As in CPython 3.14.
+        """
+        self._engine.kill_all(signal.SIGTERM)
+
+    def kill_workers(self) -> None:
+        """As `terminate_workers`, with SIGKILL."""
+        self._engine.kill_all(signal.SIGKILL)
+
+
+def _initializer(
+    initializer: Callable[..., object] | str | None, initargs: tuple[Any, ...]
+) -> Work | None:
+    if initializer is None:
+        return None
+    if isinstance(initializer, str):
+        if initargs:
+            raise TypeError("initargs= is for a callable: a cell has no arguments")
+        return Cells([to_bytes(initializer)])
+    if not callable(initializer):
+        raise TypeError(
+            f"initializer must be a callable or a cell, not {_described(initializer)}"
+        )
+    return PickledCall(pack_call(initializer, tuple(initargs), {}).pickled)
+
 
 def _results(
-    executor: SandboxExecutor,
-    source: Iterator[str],
-    futures: deque[CellFuture],
+    submits: Iterator[Callable[[], CellFuture | CallFuture]],
+    futures: deque[CellFuture | CallFuture],
     deadline: float | None,
-) -> Iterator[CellResult]:
+) -> Iterator[Any]:
     try:
         while futures:
             # Popped before the wait, so that no list here keeps what was given out.
@@ -286,14 +491,22 @@ def _results(
                 future.cancel()
                 raise
             del future
-            for cell in source:
-                futures.append(executor.submit(cell))
+            for submit in submits:
+                futures.append(submit())
                 break
             yield result
             del result
     finally:
         for future in futures:
             future.cancel()
+
+
+def _each(chunks: Iterator[list[Any]]) -> Iterator[Any]:
+    for chunk in chunks:
+        # From behind, so that what was given out is not kept here.
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()
 
 
 def _result_of(future: CellFuture) -> CellResult:
@@ -307,6 +520,12 @@ def _result_of(future: CellFuture) -> CellResult:
     return error.result if error.result is not None else CellResult(error=error)
 
 
+def _check_workers(value: object) -> None:
+    if isinstance(value, int) and value <= 0:
+        raise ValueError(f"max_workers must be greater than 0, not {value}")
+    _check_count("max_workers", value, 1)
+
+
 def _check_count(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {_described(value)}")
@@ -314,14 +533,14 @@ def _check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-def _checked_timeout(timeout: object) -> float | None:
-    if timeout is None:
+def _checked_seconds(name: str, seconds: object) -> float | None:
+    if seconds is None:
         return None
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
-        raise TypeError(f"timeout must be a number of seconds or None, not {_described(timeout)}")
-    if not timeout > 0:
-        raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
-    return float(timeout)
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        raise TypeError(f"{name} must be a number of seconds or None, not {_described(seconds)}")
+    if not 0 < seconds < 1e9:
+        raise ValueError(f"{name} must be more than 0 and less than 1e9 seconds, not {seconds!r}")
+    return float(seconds)
 
 
 def _described(value: object) -> str:

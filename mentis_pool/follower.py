@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable
 
 from mentis_pool.events import log
@@ -14,7 +13,7 @@ WINDOW = 256 * 1024
 
 
 class Follower:
-    """The reader of one task's output.
+    """The reader of one task's output; `run` is to be called in a thread that may wait.
 
     Args:
         task_id: for the log.
@@ -32,8 +31,6 @@ class Follower:
         self._on_output = on_output
         self._credit = credit
         self._pieces: queue.SimpleQueue[Stream | Callable[[], None]] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name=f"mentis-pool-output-{task_id}")
-        self.thread.start()
 
     def put(self, piece: Stream) -> None:
         """The next piece; never waits."""
@@ -43,13 +40,8 @@ class Follower:
         """There is no more: call ``then`` when the last piece was taken."""
         self._pieces.put(then)
 
-    def join(self) -> None:
-        """Wait until it has ended."""
-        if self.thread is not threading.current_thread():
-            self.thread.join()
-
-    def _run(self) -> None:
-        # Ends with `end`, which the engine calls for every task, come what may.
+    def run(self) -> None:
+        """Call the function with each piece, until `end`, which comes for every task."""
         taken = 0
         raised = False
         while isinstance(piece := self._pieces.get(), Stream):

@@ -1,37 +1,54 @@
-"""The future of a cell: a `concurrent.futures.Future` that also lets one listen."""
+"""The futures of tasks: `concurrent.futures.Future`s that also let one listen, and stop what runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mentis_pool.observations import Observation
+from mentis_pool.observations import Cut, Observation, Start, Stream, StreamName
 from mentis_pool.results import CellResult
+from mentis_pool.text import to_text
 
 if TYPE_CHECKING:
-    from mentis_pool.task import Record
+    from mentis_pool.task import Task
+
+T = TypeVar("T")
 
 
-class CellFuture(Future[CellResult]):
-    """The outcome of a cell, and what it says until then.
+class Control(Protocol):
+    """What a future asks of the engine that runs its task."""
+
+    def cancelled(self, task: Task) -> None:
+        """Its future was cancelled."""
+
+    def interrupt(self, task: Task) -> bool: ...
+    def kill(self, task: Task) -> bool: ...
+
+
+class TaskFuture(Future[T]):
+    """The outcome of a task, and what it says until then.
 
     Attributes:
         task_id: as given by ``options(task_id=…)``, or made up.
-        action_id: names this run at the runtime; None until it was sent.
-        sandbox_id: the sandbox that it was sent to; None until then.
+        action_id: names this run at the runtime; None until it began.
+        sandbox_id: the sandbox that it runs in; None until then.
     """
 
-    def __init__(self, task_id: str, record: Record) -> None:
+    def __init__(self, task: Task, control: Control) -> None:
         super().__init__()
-        self.task_id = task_id
+        self.task_id = task.key
         self.action_id: str | None = None
         self.sandbox_id: str | None = None
-        self._record = record
+        self._record = task.record
+        self._task: Task | None = task
+        self._control = control
         self._listeners = 0
 
+    # ── what it says ────────────────────────────────────────────────────────
+
     def observations(self) -> Iterator[Observation]:
-        """What the cell says, live, from its beginning; ends when all was said.
+        """What the task says, live, from its beginning; ends when all was said.
 
         Start first; then Stream, Display and Cut as they come; Result or Error,
         and End. Of each stream there are ``max_output`` bytes at most: then a Cut
@@ -55,6 +72,61 @@ class CellFuture(Future[CellResult]):
                     self._condition.wait()
                 self._listeners -= 1
 
+    @property
+    def stdout(self) -> str:
+        """What it has written to stdout so far, within ``max_output``."""
+        return self._written("stdout")
+
+    @property
+    def stderr(self) -> str:
+        """What it has written to stderr so far, within ``max_output``."""
+        return self._written("stderr")
+
+    def _written(self, stream: StreamName) -> str:
+        pieces: list[bytes] = []
+        for said in list(self._record.said):
+            if isinstance(said, Start):
+                pieces.clear()
+            elif isinstance(said, Stream) and said.stream == stream:
+                pieces.append(said.data)
+            elif isinstance(said, Cut) and said.stream == stream:
+                pieces.append(said.line)
+        return to_text(b"".join(pieces))
+
+    # ── stopping it ─────────────────────────────────────────────────────────
+
+    def cancel(self) -> bool:
+        """Cancel it, if it has not begun, also while it is on its way.
+
+        Returns:
+            True: it is cancelled, and no result will come. False: it runs, or is done.
+        """
+        task = self._task
+        cancelled = super().cancel()
+        if cancelled and task is not None:
+            self._control.cancelled(task)
+        return cancelled
+
+    def interrupt(self) -> bool:
+        """Raise KeyboardInterrupt in what runs; it may clean up, or go on.
+
+        Returns:
+            Whether it runs, as far as is known here.
+        """
+        task = self._task
+        return task is not None and self._control.interrupt(task)
+
+    def kill(self) -> bool:
+        """Kill the process that runs it: the outcome is `SandboxDied`, and it is not run again.
+
+        Returns:
+            Whether it runs, as far as is known here.
+        """
+        task = self._task
+        return task is not None and self._control.kill(task)
+
+    # ── for the engine ──────────────────────────────────────────────────────
+
     def _settled(self) -> bool:
         """`done()`, for who holds the condition."""
         return self._state in ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
@@ -66,3 +138,11 @@ class CellFuture(Future[CellResult]):
         if self._listeners:
             with self._condition:
                 self._condition.notify_all()
+
+
+class CellFuture(TaskFuture[CellResult]):
+    """The outcome of a cell, or of a shell command."""
+
+
+class CallFuture(TaskFuture[Any]):
+    """The outcome of a call: what the callable returns, or raises."""

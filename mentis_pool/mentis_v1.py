@@ -280,7 +280,7 @@ class CellEncoder:
                     **mine,
                 ),
             ]
-        return [self._end(said, mine)]
+        return [self._end(said, mine)] if isinstance(said, End) else []
 
     def _shown(self, text: str | None, mine: dict[str, Any]) -> list[V1Observation]:
         return self._line(text, mine) if text is not None else []

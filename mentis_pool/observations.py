@@ -7,11 +7,14 @@ sandbox can only speak about the one that it was given.
 
 For each action they come in this order::
 
-    Start, (Stream | Cut | Display)*, Result | Error, End
+    Start, (Stream | Cut | Display | Part)*, Result | Error, End
+
+Of what was never run come an Error and the End alone.
 """
 
 from __future__ import annotations
 
+import builtins
 from typing import Literal
 
 import msgspec
@@ -26,9 +29,10 @@ class _Observation(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Start(_Observation, tag=0, frozen=True):
-    """The cell began to run, at ``time`` (seconds since the epoch, the runtime's clock)."""
+    """It began to run, at ``time`` (seconds since the epoch, the runtime's clock), in this sandbox."""
 
     time: float
+    sandbox: int = 0
 
 
 class Stream(_Observation, tag=1, frozen=True):
@@ -51,6 +55,11 @@ class Cut(_Observation, tag=2, frozen=True):
 
     stream: Literal["stdout", "stderr", "displays"]
     bytes: int
+
+    @property
+    def line(self) -> builtins.bytes:
+        """What stands in its place in the text."""
+        return f"\n[… {self.bytes} bytes cut …]\n".encode()
 
 
 class Bundle(msgspec.Struct, frozen=True, array_like=True):
@@ -83,11 +92,14 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Result(_Observation, tag=4, frozen=True):
-    """The cell ended by itself.
+    """It ended by itself.
 
-    ``value`` is the last expression's value (`mentis_pool.values`), None where
+    Of a cell, ``value`` is the last expression's value (`mentis_pool.values`), None where
     it is not plain data; ``text`` its text/plain, ``type_name`` the name of its type
     and ``bundle`` its rich forms. ``failure`` is None when all went well.
+
+    Of a call, ``pickled`` is what it returned or raised (`mentis_pool.payload`): the
+    end of it, where `Part`s came before. Of a shell command there is its ``exit_code``.
     """
 
     value: bytes | None = None
@@ -95,18 +107,36 @@ class Result(_Observation, tag=4, frozen=True):
     type_name: str | None = None
     bundle: Bundle | None = None
     failure: Failure | None = None
+    pickled: bytes | None = None
+    exit_code: int | None = None
+
+
+ErrorKind = Literal[
+    "timeout",
+    "deadline",
+    "queue",
+    "died",
+    "payload",
+    "protocol",
+    "unknown",
+    "rejected",
+    "unreachable",
+    "cancelled",
+    "state",
+]
 
 
 class Error(_Observation, tag=5, frozen=True):
-    """The cell did not end by itself; ``message`` says why.
+    """It did not end by itself; ``message`` says why.
 
-    ``kind``: "timeout"; "died" (its process did); "payload" (a variable could
-    not be rebuilt in the sandbox); "protocol" (what the sandbox sent was no
-    observation); "unknown" (it was sent, and nothing more was heard);
-    "rejected" (the runtime refused it, and it was not run).
+    ``kind``: "timeout", "deadline"; "died" (its process did); "payload" (a variable or a
+    call could not be rebuilt in the sandbox, or a result not be sent); "protocol" (what
+    the sandbox sent was no observation); "unknown" (it was sent, and nothing more was
+    heard); and of what was not run: "rejected" (the runtime refused it), "unreachable" (it did
+    not get there), "cancelled", "queue" (it waited for too long), "state" (the state that its session had is lost).
     """
 
-    kind: Literal["timeout", "died", "payload", "protocol", "unknown", "rejected"]
+    kind: ErrorKind
     message: str
     signal: int | None = None
     exit_code: int | None = None
@@ -123,4 +153,10 @@ class End(_Observation, tag=6, frozen=True):
     """Largest resident set of the cell's process, in bytes."""
 
 
-Observation = Start | Stream | Cut | Display | Result | Error | End
+class Part(_Observation, tag=7, frozen=True):
+    """A part of what a call returned or raised, which is too large for one message."""
+
+    data: bytes
+
+
+Observation = Start | Stream | Cut | Display | Result | Error | End | Part

@@ -1,4 +1,8 @@
-"""Which sandbox runs which task.
+"""Which task goes to the runtime, and what becomes of it.
+
+Tasks wait here, in the order of their submission; a few more than may run at once
+are at the runtime, which has them ready for sandboxes that become free. A session's
+tasks have a lane of their own, and go one ahead.
 
 Nothing here waits, sends, logs or reads a clock. Every method is called with
 the engine's lock held and returns the orders to carry out once it is released.
@@ -8,13 +12,23 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import heapq
 import itertools
 from collections import deque
 from typing import Literal
 
-from mentis_pool.errors import RuntimeRejected
-from mentis_pool.observations import End, Observation, Start
+from mentis_pool.observations import End, Error, ErrorKind, Observation, Start
 from mentis_pool.task import State, Task
+
+CELLS, CALLS = 1, 2
+"""The lanes that all tasks share which are in no session."""
+AHEAD = 32
+"""Tasks at the runtime besides those that may run."""
+AHEAD_BYTES = 64 * 1024 * 1024
+"""Bytes of them, from which on no more go ahead."""
+
+
+# ── orders ──────────────────────────────────────────────────────────────────
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +39,45 @@ class Connect:
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenSandbox:
-    """Start this sandbox, on the connection that has this number."""
+class OpenLane:
+    """Open this lane, on the connection that has this number."""
 
-    sandbox: int
+    lane: int
+    connection: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CloseLane:
+    """Close this lane, on the connection that has this number."""
+
+    lane: int
     connection: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Send:
-    """Send the task to this sandbox, under this action's number."""
+    """Send the task, under this action's number."""
 
     task: Task
     action: int
-    sandbox: int
     connection: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Withdraw:
+    """Have the runtime not run this action, or end it."""
+
+    action: int
+    connection: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Strike:
+    """Have the runtime send a signal to the process that runs this action."""
+
+    action: int
+    connection: int
+    signal: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +96,15 @@ class Retried:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judge:
+    """Ask the task's own policy whether it is to run again; then `Pool.judged`."""
+
+    task: Task
+
+
+@dataclasses.dataclass(frozen=True)
 class Settle:
-    """All was said about the task; ``error`` is its outcome where it never got to a runtime."""
+    """All was said about the task; ``error`` is its outcome where that says more."""
 
     task: Task
     error: Exception | None = None
@@ -67,14 +112,14 @@ class Settle:
 
 @dataclasses.dataclass(frozen=True)
 class Cancel:
-    """Cancel the task's future: it will not be sent."""
+    """Cancel the task's future: it will not run."""
 
     task: Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Cancelled:
-    """The task's user cancelled it before it was sent; its waiters were told."""
+    """The task's user cancelled it before it began; its waiters were told."""
 
     task: Task
 
@@ -84,31 +129,60 @@ class Stop:
     """Nothing is left to do, and nothing more will come."""
 
 
-Order = Connect | OpenSandbox | Send | Started | Retried | Settle | Cancel | Cancelled | Stop
+Order = (
+    Connect
+    | OpenLane
+    | CloseLane
+    | Send
+    | Withdraw
+    | Strike
+    | Started
+    | Retried
+    | Judge
+    | Settle
+    | Cancel
+    | Cancelled
+    | Stop
+)
+
+
+class _Lane:
+    def __init__(self, number: int, session: bool) -> None:
+        self.number = number
+        self.session = session
+        self.queue: deque[Task] = deque()
+        self.at_runtime = 0
+        self.connection = 0
+        """On which it is open."""
+        self.begun = False
+        """Whether a session has state to lose."""
+        self.lost: str | None = None
+        """Why that is lost, until somebody was told."""
 
 
 class Pool:
     """The policy of one executor over one runtime.
 
     Args:
-        max_workers: sandboxes at most, so tasks running at once at most.
-        retries: how often a task is sent again that was lost before it began.
+        max_workers: tasks running at once at most.
     """
 
-    def __init__(self, max_workers: int, retries: int) -> None:
+    def __init__(self, max_workers: int) -> None:
         self._max_workers = max_workers
-        self._room = max_workers
-        """How many sandboxes the runtime has room for, as far as is known."""
-        self._retries = retries
-        self._queue: deque[Task] = deque()
-        self._running: dict[int, Task] = {}
+        self._lanes = {number: _Lane(number, False) for number in (CELLS, CALLS)}
+        self._at_runtime: dict[int, Task] = {}
         """Tasks by action, from Send to End."""
-        self._idle: deque[int] = deque()
-        self._busy: dict[int, Task] = {}
-        """Tasks by sandbox."""
+        self._shared = 0
+        """How many of them are in no session."""
+        self._bytes = 0
+        self._judging: dict[Task, End] = {}
+        self._delayed: set[Task] = set()
+        self._times: list[tuple[float, int, Literal["queue", "deadline", "again"], Task]] = []
+        self._unstarted = 0
         self._numbers = itertools.count(1)
-        self._sandboxes = itertools.count(1)
         self._actions = itertools.count(1)
+        self._ticks = itertools.count(1)
+        self._new_lanes = itertools.count(CALLS + 1)
         self._connection = 0
         self._connected = False
         self._connecting = False
@@ -121,20 +195,101 @@ class Pool:
         """Whether no more tasks are taken."""
         return self._closing
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks have not begun."""
+        return self._unstarted
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions are open."""
+        return len(self._lanes) - 2
+
+    @property
+    def deadline(self) -> float | None:
+        """When `passed` wants to be called, or None."""
+        while self._times and not self._still_due(*self._times[0][2:]):
+            heapq.heappop(self._times)
+        return self._times[0][0] if self._times else None
+
+    # ── from the executor ───────────────────────────────────────────────────
+
     def add(self, task: Task) -> list[Order]:
-        """A new task; one that comes after `shutdown` is cancelled."""
-        if self._closing:
+        """A new task; one that comes after `shutdown`, or to a closed session, is cancelled."""
+        lane = self._lanes.get(task.lane)
+        if self._closing or lane is None:
+            task.state = State.ENDED
             return [Cancel(task)]
         task.number = next(self._numbers)
-        self._queue.append(task)
+        if lane.lost is not None:
+            reason, lane.lost = lane.lost, None
+            task.refuse("state", reason)
+            return [Settle(task)]
+        self._unstarted += 1
+        lane.queue.append(task)
+        settings = task.settings
+        if settings.queue_timeout is not None:
+            self._remind(task.submitted + settings.queue_timeout, "queue", task)
+        self._remind_deadline(task)
         return self._go_on()
+
+    def cancelled(self, task: Task) -> list[Order]:
+        """The task's future was cancelled."""
+        if task.ended or task.claim():
+            return []
+        return [*self._give_up(task), Cancelled(task), *self._go_on()]
+
+    def signal(self, task: Task, number: int, final: bool) -> list[Order]:
+        """Send a signal to what runs; ``final``: it is not run again. Nothing, where it does not run."""
+        if task.state is not State.RUNNING or task.action not in self._at_runtime:
+            return []
+        task.unwanted = task.unwanted or final
+        return [Strike(task.action, self._connection, number)]
+
+    def open_session(self) -> int:
+        """A new lane, for a session."""
+        number = next(self._new_lanes)
+        self._lanes[number] = _Lane(number, True)
+        return number
+
+    def close_session(self, number: int) -> list[Order]:
+        """Its tasks that wait are cancelled, what runs is ended."""
+        lane = self._lanes.pop(number, None)
+        if lane is None:
+            return []
+        orders: list[Order] = []
+        for task in [*self._at_runtime.values(), *lane.queue]:
+            if task.lane == number:
+                task.unwanted = True
+                orders += self._cancel(task)
+        if self._connected and lane.connection == self._connection:
+            orders.append(CloseLane(number, self._connection))
+        return [*orders, *self._go_on()]
+
+    def shutdown(self, cancel: bool) -> list[Order]:
+        """Take no more tasks; with ``cancel`` those that have not begun are not run either."""
+        self._closing = True
+        orders: list[Order] = []
+        if cancel:
+            queued = [task for lane in self._lanes.values() for task in lane.queue]
+            for task in [*self._at_runtime.values(), *queued]:
+                orders += self._cancel(task)
+        return [*orders, *self._go_on()]
+
+    def kill(self, number: int) -> list[Order]:
+        """`shutdown` that cancels, and a signal to all that runs."""
+        orders = self.shutdown(True)
+        for task in list(self._at_runtime.values()):
+            orders += self.signal(task, number, final=True)
+        return orders
+
+    # ── from the runtime ────────────────────────────────────────────────────
 
     def connected(self) -> list[Order]:
         """A runtime is there."""
         self._connecting = False
         self._connected = True
         self._connection += 1
-        self._room = self._max_workers
         return self._go_on()
 
     def unavailable(self, error: Exception) -> list[Order]:
@@ -148,147 +303,275 @@ class Pool:
         """The runtime is lost, with all sandboxes; ``kind`` is what became of what ran in them."""
         self._connected = False
         self._failures += 1
-        orders = [
-            order
-            for sandbox in [*self._idle, *self._busy]
-            for order in self._lose(sandbox, reason, now, kind)
-        ]
+        orders: list[Order] = []
+        for task in list(self._at_runtime.values()):
+            self._take_back(task)
+            lane = self._lanes.get(task.lane)
+            if task.ended:
+                continue
+            if lane is not None and lane.begun and task.state is State.SENT:
+                # Before those that wait here behind it.
+                task.state = State.QUEUED
+                self._queue_again(task)
+            else:
+                orders += self._over(task, task.lost(reason, now, kind), reason)
+        for lane in self._lanes.values():
+            if lane.begun:
+                lane.begun = False
+                told = self._lose_queued(lane, reason)
+                lane.lost = None if told else reason
+                orders += told
         return [*orders, *self._go_on()]
-
-    def closed(self, sandbox: int, reason: str, now: float) -> list[Order]:
-        """A sandbox is lost."""
-        return [*self._lose(sandbox, reason, now), *self._go_on()]
-
-    def refused(self, sandbox: int, reason: str) -> list[Order]:
-        """The runtime has no room for this sandbox: those that there are do the work.
-
-        Where there are none, whoever waits hears why. The next task tries again.
-        """
-        task = self._busy.pop(sandbox, None)
-        if sandbox in self._idle:
-            self._idle.remove(sandbox)
-        if task is not None:
-            del self._running[task.action]
-            task.refused()
-            bisect.insort(self._queue, task, key=_number)
-        self._room = len(self._idle) + len(self._busy)
-        if self._room:
-            return self._go_on()
-        self._room = self._max_workers
-        return [*self._refuse(RuntimeRejected(reason)), *self._go_on()]
 
     def said(self, action: int, observation: Observation, now: float) -> list[Order]:
         """The runtime said something about an action; of one that has ended, it is ignored."""
-        task = self._running.get(action)
+        task = self._at_runtime.get(action)
         if task is None:
             return []
-        task.observe(observation, now)
-        if isinstance(observation, Start):
-            return [Started(task)]
+        if task.ended:
+            # Nobody wants it any more, but its sandbox is busy until its end.
+            if not isinstance(observation, End):
+                return []
+            self._take_back(task)
+            return self._go_on()
         if isinstance(observation, End):
             self._failures = 0
-            self._free(task)
-            if task.again:
-                return [self._put_back(task, "its sandbox failed"), *self._go_on()]
-            return [Settle(task), *self._go_on()]
-        return []
+            self._take_back(task)
+            return [*self._over(task, observation, "its sandbox failed"), *self._go_on()]
+        orders: list[Order] = []
+        if isinstance(observation, Error):
+            orders = self._hear_error(task, observation)
+        elif task.state is State.SENT:
+            orders = self._begin(task)
+        if not task.ended:
+            task.observe(observation, now)
+            if isinstance(observation, Start):
+                orders.append(Started(task))
+        return orders
+
+    def unsent(self, action: int) -> list[Order]:
+        """What was to be sent under this action was not, since nobody wants it any more."""
+        task = self._at_runtime.get(action)
+        if task is not None:
+            self._take_back(task)
+        return self._go_on()
 
     def task_of(self, action: int) -> Task | None:
-        """The task that has this action, while it runs."""
-        return self._running.get(action)
+        """The task that has this action, while it is at the runtime and wanted."""
+        task = self._at_runtime.get(action)
+        return None if task is None or task.ended else task
 
-    def shutdown(self, cancel: bool) -> list[Order]:
-        """Take no more tasks; with ``cancel`` those that were never sent are not run either."""
-        self._closing = True
+    def running_in(self, lane: int) -> Task | None:
+        """The task of a session that runs."""
+        for task in self._at_runtime.values():
+            if task.lane == lane and task.state is State.RUNNING:
+                return task
+        return None
+
+    def judged(self, task: Task, wait: float | None, now: float) -> list[Order]:
+        """A task's own policy says that it is to run again after so many seconds, or not (None)."""
+        end = self._judging.pop(task, None)
+        if end is None:
+            return []
+        if wait is None:
+            task.observe(end, now)
+            return [Settle(task), *self._go_on()]
+        task.back()
+        self._unstarted += 1
+        self._delayed.add(task)
+        self._remind(now + wait, "again", task)
+        self._remind_deadline(task)
+        return [Retried(task, "its policy says so"), *self._go_on()]
+
+    def passed(self, now: float) -> list[Order]:
+        """It is this late."""
         orders: list[Order] = []
-        if cancel:
-            orders += [Cancel(task) for task in self._queue if task.attempt == 0]
-            self._queue = deque(task for task in self._queue if task.attempt)
+        while (due := self.deadline) is not None and due <= now:
+            _, _, what, task = heapq.heappop(self._times)
+            self._delayed.discard(task)
+            if what == "again":
+                self._queue_again(task)
+                continue
+            seconds = getattr(task.settings, "queue_timeout" if what == "queue" else "deadline")
+            orders += self._give_up(task)
+            task.refuse(what, f"it did not begin within {seconds:g} s")
+            orders.append(Settle(task))
         return [*orders, *self._go_on()]
 
     def fail(self, error: Exception, now: float) -> list[Order]:
         """Nothing works any more: every task that has no outcome gets this one."""
         self._closing = True
         orders: list[Order] = []
-        for task in list(self._running.values()):
-            self._free(task)
-            task.reruns = task.settings.retries
-            task.lost(str(error), now)
-            orders.append(Settle(task, error))
+        for task in list(self._at_runtime.values()):
+            self._take_back(task)
+            if not task.ended:
+                task.unwanted = True
+                task.observe(task.lost(str(error), now), now)
+                orders.append(Settle(task, error))
+        for task, end in self._judging.items():
+            task.observe(end, now)
+            orders.append(Settle(task))
+        self._judging.clear()
         return [*orders, *self._refuse(error)]
 
     # ── the rules ───────────────────────────────────────────────────────────
 
     def _go_on(self) -> list[Order]:
-        """Whatever can be done now: send, open, connect, stop."""
+        """Whatever can be done now: send, connect, stop."""
         orders: list[Order] = []
-        if self._connected:
-            while self._queue and (self._idle or self._can_open()):
-                task = self._queue.popleft()
-                if not task.claim():
-                    orders.append(Cancelled(task))
-                    continue
-                if not self._idle:
-                    sandbox = next(self._sandboxes)
-                    self._idle.append(sandbox)
-                    orders.append(OpenSandbox(sandbox, self._connection))
-                orders.append(self._send(task))
-        elif self._queue and not self._connecting:
-            self._connecting = True
-            orders.append(Connect(self._failures))
-        if self._closing and not self._queue and not self._busy and not self._stopped:
+        while (lane := self._next_lane()) is not None:
+            if not self._connected:
+                if not self._connecting:
+                    self._connecting = True
+                    orders.append(Connect(self._failures))
+                break
+            if lane.connection != self._connection:
+                lane.connection = self._connection
+                orders.append(OpenLane(lane.number, self._connection))
+            orders.append(self._send(lane.queue.popleft(), lane))
+        if self._closing and not self._stopped and self._is_empty():
             self._stopped = True
             orders.append(Stop())
         return orders
 
-    def _can_open(self) -> bool:
-        return len(self._idle) + len(self._busy) < self._room
+    def _is_empty(self) -> bool:
+        return (
+            not self._at_runtime
+            and not self._judging
+            and not self._delayed
+            and not any(lane.queue for lane in self._lanes.values())
+        )
 
-    def _send(self, task: Task) -> Send:
-        # The one that has been idle longest: it has cleaned up after its last task.
-        sandbox = self._idle.popleft()
-        task.sent(next(self._actions), sandbox)
-        self._busy[sandbox] = task
-        self._running[task.action] = task
-        return Send(task, task.action, sandbox, self._connection)
+    def _next_lane(self) -> _Lane | None:
+        """The one whose first task is the oldest of those that may go."""
+        found: _Lane | None = None
+        for lane in self._lanes.values():
+            while lane.queue and lane.queue[0].ended:
+                lane.queue.popleft()
+            if (
+                lane.queue
+                and (lane.at_runtime < 2 if lane.session else self._may_go_ahead())
+                and (found is None or lane.queue[0].number < found.queue[0].number)
+            ):
+                found = lane
+        return found
 
-    def _free(self, task: Task) -> None:
-        """The task has no more use for its sandbox."""
-        del self._running[task.action]
-        del self._busy[task.sandbox]
-        self._idle.append(task.sandbox)
+    def _may_go_ahead(self) -> bool:
+        ahead = self._shared - self._max_workers
+        return ahead < 0 or (ahead < AHEAD and self._bytes < AHEAD_BYTES)
 
-    def _lose(
-        self, sandbox: int, reason: str, now: float, kind: Literal["died", "unknown"] = "died"
-    ) -> list[Order]:
-        if sandbox in self._idle:
-            self._idle.remove(sandbox)
+    def _send(self, task: Task, lane: _Lane) -> Send:
+        task.sent(next(self._actions))
+        self._at_runtime[task.action] = task
+        lane.at_runtime += 1
+        self._shared += not lane.session
+        self._bytes += task.size
+        return Send(task, task.action, self._connection)
+
+    def _take_back(self, task: Task) -> None:
+        """The runtime has no more to do with the task."""
+        del self._at_runtime[task.action]
+        self._bytes -= task.size
+        lane = self._lanes.get(task.lane)
+        if lane is None:
+            return
+        lane.at_runtime -= 1
+        self._shared -= not lane.session
+
+    def _begin(self, task: Task) -> list[Order]:
+        """Whatever is said of it, it runs."""
+        if not task.claim():
+            # Its future was cancelled a moment ago.
+            return [*self._give_up(task), Cancelled(task)]
+        self._unstarted -= 1
+        lane = self._lanes.get(task.lane)
+        if lane is not None:
+            lane.begun = lane.session
+        return []
+
+    def _hear_error(self, task: Task, error: Error) -> list[Order]:
+        if error.kind == "cancelled":
+            return self._cancel(task, at_runtime=False)
+        lane = self._lanes.get(task.lane)
+        if error.kind == "state" and lane is not None:
+            lane.begun = False
+            return self._lose_queued(lane, error.message)
+        return []
+
+    def _over(self, task: Task, end: End, reason: str) -> list[Order]:
+        """The task's attempt is over: it is run again, or judged, or has its outcome."""
+        begun = task.state is State.RUNNING
+        if task.again:
+            task.back()
+            self._unstarted += begun
+            self._remind_deadline(task)
+            self._queue_again(task)
+            return [Retried(task, reason)]
+        self._unstarted -= not begun
+        if task.judged:
+            self._judging[task] = end
+            return [Judge(task)]
+        task.observe(end, 0.0)
+        return [Settle(task)]
+
+    def _queue_again(self, task: Task) -> None:
+        lane = self._lanes.get(task.lane)
+        if lane is not None:
+            bisect.insort(lane.queue, task, key=_number)
+
+    def _give_up(self, task: Task) -> list[Order]:
+        """Nobody wants the task any more, which has not begun."""
+        self._unstarted -= 1
+        sent = task.state is State.SENT
+        task.state = State.ENDED
+        return [Withdraw(task.action, self._connection)] if sent else []
+
+    def _cancel(self, task: Task, at_runtime: bool = True) -> list[Order]:
+        """Cancel the task's future, unless it has begun."""
+        if task.state not in (State.QUEUED, State.SENT) or task.claimed is not None:
             return []
-        task = self._busy.pop(sandbox, None)
-        if task is None:
-            return []
-        del self._running[task.action]
-        # One that may have begun is not run twice, unless its own settings say so.
-        if task.state is State.SENT and task.attempt - task.reruns <= self._retries:
-            return [self._put_back(task, reason)]
-        task.lost(reason, now, kind)
-        return [self._put_back(task, reason) if task.again else Settle(task)]
+        withdraw = self._give_up(task)
+        return [*(withdraw if at_runtime else []), Cancel(task)]
 
-    def _put_back(self, task: Task, reason: str) -> Retried:
-        task.back()
-        bisect.insort(self._queue, task, key=_number)
-        return Retried(task, reason)
+    def _lose_queued(self, lane: _Lane, reason: str) -> list[Order]:
+        """What a session knew is gone: whatever was submitted before that is known hears of it."""
+        orders: list[Order] = []
+        for task in lane.queue:
+            if task.state is State.QUEUED:
+                self._unstarted -= 1
+                task.refuse("state", reason)
+                orders.append(Settle(task))
+        lane.queue.clear()
+        return orders
 
     def _refuse(self, error: Exception) -> list[Order]:
-        refused, self._queue = self._queue, deque()
+        refused = [task for lane in self._lanes.values() for task in lane.queue]
+        refused += sorted(self._delayed, key=_number)
+        self._delayed.clear()
+        for lane in self._lanes.values():
+            lane.queue.clear()
         orders: list[Order] = []
-        for task in refused:
-            if task.claim():
-                task.refuse(str(error))
+        for task in sorted(refused, key=_number):
+            if task.state is State.QUEUED:
+                self._unstarted -= 1
+                task.refuse("unknown", str(error))
                 orders.append(Settle(task, error))
-            else:
-                orders.append(Cancelled(task))
         return orders
+
+    # ── time ────────────────────────────────────────────────────────────────
+
+    def _remind(self, at: float, what: Literal["queue", "deadline", "again"], task: Task) -> None:
+        heapq.heappush(self._times, (at, next(self._ticks), what, task))
+
+    def _remind_deadline(self, task: Task) -> None:
+        if task.settings.deadline is not None:
+            self._remind(task.submitted + task.settings.deadline, "deadline", task)
+
+    def _still_due(self, what: str, task: Task) -> bool:
+        if what == "again":
+            return task in self._delayed
+        waits = task.state in (State.QUEUED, State.SENT)
+        return waits and (what == "deadline" or not task.claimed)
 
 
 def _number(task: Task) -> int:

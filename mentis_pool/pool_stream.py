@@ -3,8 +3,9 @@
 One WebSocket carries everything between a client and a runtime, for all its
 sandboxes. A frame is a msgpack array ``[seq, ack, batch]``: ``seq`` counts the
 frames of one direction from 1, ``ack`` is the last ``seq`` seen of the other,
-``batch`` holds as many messages as were there. Sandboxes and actions are named
-by integers that the client chooses, each used once.
+``batch`` holds as many messages as were there. Lanes and actions are named by
+integers that the client chooses, each used once. Which sandbox of a lane runs an
+action is for the runtime to decide; it names its sandboxes by integers, too.
 
 Pure: a `Sender` and a `Receiver` per direction, bytes in and out.
 """
@@ -24,43 +25,89 @@ PATH = "/v1/pool"
 State = Literal["fresh", "reuse", "session"]
 
 
-MAX_RUN = 60 * 1024 * 1024
-"""Bytes of sources, variables and input that one run may have, all together."""
+MAX_RUN = 1 << 30
+"""Bytes of sources, variables, calls and input that one run may have, all together."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
     """Base: a small array on the wire, its tag first."""
 
 
+# ── what may be run ─────────────────────────────────────────────────────────
+
+
+class Cells(_Message, tag=0, frozen=True):
+    """Source texts, to be run one after the other, up to the first that fails.
+
+    ``sources`` and ``argv`` are UTF-8 by way of `mentis_pool.text`; ``variables`` are
+    names and pickles, rebuilt in the sandbox only. With ``argv`` the source runs as a
+    script does.
+    """
+
+    sources: list[bytes]
+    variables: dict[str, bytes] = {}
+    argv: list[bytes] | None = None
+
+
+class PickledCall(_Message, tag=1, frozen=True):
+    """A callable and its arguments, rebuilt in the sandbox only.
+
+    With ``chunk`` it is called with each of a list of arguments, and the results are a list.
+    """
+
+    pickled: bytes
+    chunk: bool = False
+
+
+class Shell(_Message, tag=2, frozen=True):
+    """A command for ``/bin/sh``."""
+
+    command: bytes
+
+
+Work = Cells | PickledCall | Shell
+
+
 # ── commands: client to runtime ─────────────────────────────────────────────
 
 
-class Open(_Message, tag=0, frozen=True):
-    """Start a sandbox; runs may be sent to it at once."""
+class Begin(_Message, tag=6, frozen=True):
+    """First of all: how many actions run at once, at most."""
 
-    sandbox: int
+    most: int
+
+
+class Open(_Message, tag=0, frozen=True):
+    """A lane, to which runs may be sent at once.
+
+    Its sandboxes are started as they are needed, and are its own; those of a
+    "session" lane are one, which keeps its state. ``initializer`` runs first in each
+    of their workers; one runs ``tasks`` tasks, then another takes its place (None: no
+    such limit).
+    """
+
+    lane: int
     state: State
+    tasks: int | None = None
+    initializer: Work | None = None
 
 
 class Run(_Message, tag=1, frozen=True):
-    """Run the source texts one after the other, up to the first that fails.
+    """Run this in a sandbox of this lane.
 
-    ``sources``, ``stdin`` and ``argv`` are UTF-8 by way of `mentis_pool.text`;
-    ``variables`` are names and pickles, rebuilt in the sandbox only. With
-    ``argv`` the source runs as a script does. ``window`` bounds the bytes of
-    output that are on their way unconfirmed by `Credit` (None: no such bound,
-    ``max_output`` bytes of each stream are sent at most).
+    ``timeout`` is in seconds from its start, ``deadline`` in seconds from now.
+    ``window`` bounds the bytes of output that are on their way unconfirmed by
+    `Credit` (None: no such bound, ``max_output`` bytes of each stream are sent at most).
     """
 
     action: int
-    sandbox: int
-    sources: list[bytes]
-    variables: dict[str, bytes]
-    stdin: bytes | None
-    argv: list[bytes] | None
-    timeout: float | None
-    max_output: int | None
-    window: int | None
+    lane: int
+    work: Work
+    stdin: bytes | None = None
+    timeout: float | None = None
+    deadline: float | None = None
+    max_output: int | None = None
+    window: int | None = None
 
 
 class Credit(_Message, tag=2, frozen=True):
@@ -71,12 +118,25 @@ class Credit(_Message, tag=2, frozen=True):
 
 
 class Close(_Message, tag=3, frozen=True):
-    """End a sandbox and all that runs in it."""
+    """End a lane, its sandboxes, and all that runs in them."""
 
-    sandbox: int
+    lane: int
 
 
-Command = Open | Run | Credit | Close
+class Cancel(_Message, tag=4, frozen=True):
+    """Do not run this action; if it has begun, end it."""
+
+    action: int
+
+
+class Signal(_Message, tag=5, frozen=True):
+    """Send a signal to the process that runs this action, if it runs."""
+
+    action: int
+    signal: int
+
+
+Command = Begin | Open | Run | Credit | Close | Cancel | Signal
 
 
 # ── events: runtime to client ───────────────────────────────────────────────
@@ -98,17 +158,18 @@ class Said(_Message, tag=1, frozen=True):
 
 
 class Opened(_Message, tag=2, frozen=True):
-    """The sandbox has its first worker, after so many seconds."""
+    """A sandbox has its first worker, after so many seconds."""
 
     sandbox: int
     seconds: float
 
 
 class Closed(_Message, tag=3, frozen=True):
-    """The sandbox is no more; its actions have had their End."""
+    """The sandbox is no more; ``lost``: nobody asked for that."""
 
     sandbox: int
     reason: str
+    lost: bool = True
 
 
 class Refused(_Message, tag=4, frozen=True):
@@ -118,7 +179,15 @@ class Refused(_Message, tag=4, frozen=True):
     reason: str
 
 
-Event = Welcome | Said | Opened | Closed | Refused
+class Broken(_Message, tag=5, frozen=True):
+    """No sandbox of this client can work; why, with what its initializer raised and wrote."""
+
+    reason: str
+    traceback: str = ""
+    output: str = ""
+
+
+Event = Welcome | Said | Opened | Closed | Refused | Broken
 
 
 # ── frames ──────────────────────────────────────────────────────────────────

@@ -58,6 +58,7 @@ class CellResult:
         text: its text/plain, as IPython shows it; None when there was no value.
         displays: mime bundles in the order of their display; the last
             expression's value is among them when it has a form besides text.
+        exit_code: of a shell command; None of a cell.
         error: None when all went well, otherwise what ``Future.result()`` raises.
         usage: see `Usage`.
         action_id, sandbox_id: where it ran; None when it never did.
@@ -71,6 +72,7 @@ class CellResult:
     value: Any = None
     text: str | None = None
     displays: list[Bundle] = dataclasses.field(default_factory=list)
+    exit_code: int | None = None
     error: MentisPoolError | None = None
     usage: Usage = dataclasses.field(default_factory=Usage)
     action_id: str | None = None
@@ -124,6 +126,7 @@ class CellResult:
             "value": _json_value(self.value),
             "text": self.text,
             "displays": [_json_bundle(bundle) for bundle in self.displays],
+            "exit_code": self.exit_code,
             "error": _json_error(self.error),
             "usage": dataclasses.asdict(self.usage),
             "action_id": self.action_id,
@@ -137,6 +140,8 @@ class CellResult:
             for name in ("stdout", "stderr", "value")
             if getattr(self, name) not in ("", None)
         ]
+        if self.exit_code is not None:
+            parts.append(f"exit_code={self.exit_code}")
         if self.displays:
             parts.append(f"displays={len(self.displays)}")
         if self.error is not None:

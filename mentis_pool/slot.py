@@ -1,6 +1,6 @@
 """One sandbox of the pool at an original runtime: what to ask for next, what became of its cell.
 
-To the pool a slot is one sandbox for good. At the runtime it is a row of them: a
+To the lanes a slot is one sandbox for good. At the runtime it is a row of them: a
 new one for each cell (``fresh``), one for all until something goes wrong
 (``reuse``). One cell is in flight at a time::
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import signal
 from collections import deque
 from typing import Literal
 
@@ -33,7 +34,17 @@ from mentis_pool.mentis_v1 import (
     V1Observation,
 )
 from mentis_pool.observations import End, Error, Observation, Start
-from mentis_pool.pool_stream import Closed, Event, Opened, Refused, Run, Said, State
+from mentis_pool.pool_stream import (
+    Cells,
+    Closed,
+    Event,
+    Open,
+    Opened,
+    PickledCall,
+    Refused,
+    Run,
+    Said,
+)
 from mentis_pool.text import to_text
 
 SETTLE = 1.0
@@ -74,7 +85,7 @@ class Named:
     """The runtime's names for an action and its sandbox are known."""
 
     action: int
-    action_id: str | None
+    action_id: str
     sandbox_id: str
 
 
@@ -86,6 +97,13 @@ class Tell:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoseState:
+    """What a session had in its sandbox is gone; `Lanes.state_lost` is to know."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Skip:
     """Something was said that means nothing here; for the log."""
 
@@ -93,7 +111,7 @@ class Skip:
     reason: str
 
 
-Order = Make | Post | Delete | Tell | Skip
+Order = Make | Post | Delete | Tell | LoseState | Skip
 
 Refusal = Literal["unsent", "gone", "rejected", "unanswered"]
 """What became of a POST that was not accepted.
@@ -146,13 +164,14 @@ class Slot:
 
     Args:
         number: its number there.
-        state: "fresh" or "reuse".
+        opened: how its lane was opened.
         now: the time, for how long the first sandbox takes.
     """
 
-    def __init__(self, number: int, state: State, now: float) -> None:
+    def __init__(self, number: int, opened: Open, now: float) -> None:
         self.number = number
-        self._fresh = state == "fresh"
+        self._opened = opened
+        self._fresh = opened.state == "fresh"
         self._opened_at: float | None = now
         self._sandbox: str | None = None
         self._next: str | None = None
@@ -178,12 +197,30 @@ class Slot:
 
     def run(self, run: Run, token: str, now: float) -> list[Order]:
         """Run this; ``token`` is a word that nobody else knows."""
-        missing = _missing(run)
+        missing = _missing(run, self._opened)
         if missing is not None:
             error = Error("rejected", f"this runtime speaks v1, which has no {missing}")
             return self._say(run.action, [error, End(0.0)])
         self._waiting = run, token
         return self._go_on(now)
+
+    def cancel(self, action: int, now: float) -> list[Order]:
+        """End this action, if it has it: nobody wants to hear of it any more."""
+        error = Error("cancelled", "it was cancelled")
+        if self._waiting is not None and self._waiting[0].action == action:
+            self._waiting = None
+            return self._say(action, [error, End(0.0)])
+        if self._cell is not None and self._cell.run.action == action:
+            return self._fail(error, now)
+        return []
+
+    def signal(self, action: int, number: int, now: float) -> list[Order]:
+        """A signal for what runs: there is none here but the end of its sandbox."""
+        if self._cell is None or self._cell.run.action != action:
+            return []
+        if number == signal.SIGINT:
+            return [Skip(self._sandbox or "", "v1 has no interrupt: the cell goes on")]
+        return self._fail(Error("died", "its sandbox was deleted", signal=number), now)
 
     def close(self) -> list[Order]:
         """End: what is there is deleted, what comes later as well."""
@@ -193,6 +230,9 @@ class Slot:
     def lose(self, reason: str, now: float) -> list[Order]:
         """The runtime cannot be reached any more: what became of a cell in flight is not known."""
         self._closed = True
+        if self._waiting is not None:
+            action = self._waiting[0].action
+            return self._say(action, [Error("unreachable", reason), End(0.0)])
         return self._fail(Error("unknown", reason), now) if self._cell is not None else []
 
     # ── from the edge ───────────────────────────────────────────────────────
@@ -212,14 +252,15 @@ class Slot:
             self._opened_at = None
         return [*orders, *self._go_on(now)]
 
-    def not_made(self, reason: str) -> list[Order]:
-        """No sandbox could be had."""
+    def not_made(self, reason: str, full: bool) -> list[Order]:
+        """No sandbox could be had; ``full``: since there is no room for one."""
         self._making = False
         if self._closed or self._cell is not None or self._sandbox is not None:
             # It was to be the next one: when that is needed, it is asked for again.
             return []
         self._closed = True
-        return [Tell(Refused(self.number, reason))]
+        told = Refused if full else Closed
+        return [Tell(told(self.number, reason))]
 
     def accepted(self, number: int, action_id: str, now: float, wall: float) -> list[Order]:
         """A POST was accepted, under this id; ``wall`` is the time since the epoch."""
@@ -326,7 +367,8 @@ class Slot:
         if self._waiting is not None and self._cell is None and self._sandbox is not None:
             (run, token), self._waiting = self._waiting, None
             self._cell = _Cell(run, token, now)
-            code = original.source(to_text(run.sources[0]), token, run.variables)
+            assert isinstance(run.work, Cells)
+            code = original.source(to_text(run.work.sources[0]), token, run.work.variables)
             orders.append(self._post(self._cell, code))
         ahead = self._fresh and self._cell is not None and self._next is None
         if (self._sandbox is None or ahead) and not self._making:
@@ -434,7 +476,12 @@ class Slot:
         self._early.clear()
         self._old.clear()
         self._posted.clear()
-        return [] if sandbox is None else [Delete(sandbox)]
+        if sandbox is None:
+            return []
+        lost: list[Order] = []
+        if self._opened.state == "session":
+            lost = [LoseState("the session's sandbox had to be replaced")]
+        return [*lost, Delete(sandbox)]
 
     def _delete_all(self) -> list[Order]:
         following, self._next = self._next, None
@@ -444,10 +491,16 @@ class Slot:
         return [Tell(Said(action, observation)) for observation in said]
 
 
-def _missing(run: Run) -> str | None:
-    """What this run asks for that an original runtime cannot give."""
+def _missing(run: Run, opened: Open) -> str | None:
+    """What is asked for that an original runtime cannot give."""
+    if opened.initializer is not None:
+        return "initializer="
+    if opened.tasks is not None:
+        return "max_tasks_per_child="
+    if not isinstance(run.work, Cells):
+        return "calls" if isinstance(run.work, PickledCall) else "shell commands as tasks"
     if run.stdin is not None:
         return "stdin="
-    if run.argv is not None:
+    if run.work.argv is not None:
         return "argv="
-    return "several cells as one task" if len(run.sources) > 1 else None
+    return "several cells as one task" if len(run.work.sources) > 1 else None

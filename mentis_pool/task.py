@@ -10,18 +10,24 @@ import dataclasses
 import enum
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
+
+import msgspec
 
 from mentis_pool import values
 from mentis_pool.errors import (
     CellTimeout,
+    DeadlineExceeded,
     MentisPoolError,
     OutcomeUnknown,
     PayloadError,
     ProtocolError,
+    QueueTimeout,
     RuntimeRejected,
+    RuntimeUnavailable,
     SandboxDied,
     SandboxError,
+    StateLost,
     cell_error,
 )
 from mentis_pool.observations import (
@@ -30,38 +36,48 @@ from mentis_pool.observations import (
     Display,
     End,
     Error,
+    ErrorKind,
+    Failure,
     Observation,
+    Part,
     Result,
     Start,
     Stream,
 )
 from mentis_pool.output import StreamBound
+from mentis_pool.pool_stream import Work
 from mentis_pool.results import CellResult, Opaque, Usage
 from mentis_pool.text import to_text
 
-# Kinds of `Error` that say nothing against the cell.
-_SANDBOX_FAILED = ("died", "unknown", "protocol")
+# Kinds of `Error` that say nothing against the task.
+_SANDBOX_FAILED = ("died", "unknown", "protocol", "unreachable")
 
 
 class State(enum.Enum):
     """Where one task is. It moves down this list; only a retry moves it up, to QUEUED."""
 
-    QUEUED = "queued"  # ours alone: Future.cancel() still works
-    SENT = "sent"  # given to a sandbox, its start not observed
+    QUEUED = "queued"  # ours alone
+    SENT = "sent"  # given to the runtime, its start not observed: Future.cancel() still works
     RUNNING = "running"  # the runtime said something of it
-    ENDED = "ended"  # its End was observed, or nothing more can come
+    ENDED = "ended"  # its outcome is known, or nobody wants it any more
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `options()` sets for the tasks submitted through it."""
+    """What `options()` sets for the tasks submitted through it.
+
+    ``retries`` is a number, or a tenacity ``Retrying`` that decides about every failure.
+    """
 
     timeout: float | None = None
+    queue_timeout: float | None = None
+    deadline: float | None = None
     task_id: str | None = None
     stdin: str | None = None
     on_output: Callable[[Stream], object] | None = None
     argv: tuple[str, ...] | None = None
-    retries: int = 0
+    retries: Any = 0
+    idempotent: bool = False
 
 
 class Record:
@@ -101,113 +117,164 @@ class Record:
             self.ended = True
 
 
+    def take_pickled(self) -> tuple[bytes | None, Failure | None]:
+        """What a call returned or raised in its last attempt; its bytes are not kept."""
+        parts: list[bytes] = []
+        found: Result | None = None
+        for at, said in enumerate(self.said):
+            if isinstance(said, (Start, Part)):
+                parts = [] if isinstance(said, Start) else [*parts, said.data]
+                self.said[at] = Part(b"") if isinstance(said, Part) else said
+            elif isinstance(said, Result):
+                found = said
+                self.said[at] = msgspec.structs.replace(said, pickled=None)
+        if found is None or found.pickled is None:
+            return None, None
+        return b"".join([*parts, found.pickled]) if parts else found.pickled, found.failure
+
+
 class Task:
-    """One cell on its way to its ``future``."""
+    """One cell, call or command on its way to its ``future``."""
 
     __slots__ = (
         "action",
         "again",
         "attempt",
+        "call",
         "claimed",
         "context",
         "future",
         "key",
+        "lane",
+        "losses",
         "max_output",
         "number",
         "record",
         "reruns",
-        "sandbox",
         "settings",
-        "sources",
+        "size",
         "started",
         "state",
         "submitted",
-        "variables",
+        "unwanted",
+        "work",
     )
 
     def __init__(
         self,
         key: str,
-        sources: list[bytes],
-        variables: dict[str, bytes],
+        lane: int,
+        work: Work,
         settings: Settings,
         max_output: int | None,
         now: float,
-        future: Any = None,
+        *,
+        size: int = 0,
+        call: Any = None,
         context: dict[str, Any] | None = None,
     ) -> None:
         self.key = key
         """The task's id: of the user, or made up."""
-        self.sources = sources
-        self.variables = variables
+        self.lane = lane
+        self.work = work
+        self.size = size
+        """Bytes of what is to be sent."""
+        self.call = call
+        """Of a call, what may be in what it returns; otherwise None."""
         self.settings = settings
         self.max_output = max_output
-        self.future = future
+        self.future: Any = None
         self.context = context
         self.submitted = now
         self.started: float | None = None
         self.state = State.QUEUED
         self.number = 0
         """Its place in the order of submission."""
-        self.claimed = False
+        self.claimed: bool | None = None
         self.attempt = 0
         self.action = 0
-        self.sandbox = 0
         self.record = Record(max_output, bounded=settings.on_output is None)
+        self.losses = 0
+        """How often it was lost before it began."""
         self.reruns = 0
+        """How often it was lost after that."""
         self.again = False
+        self.unwanted = False
+        """Whether its user had it ended: then it is not run again."""
 
     def claim(self) -> bool:
-        """Whether it may run: unless it was cancelled, from now on it cannot be."""
-        if not self.claimed:
-            self.claimed = self.future.set_running_or_notify_cancel()
+        """Whether it may run: unless it was cancelled, from now on it cannot be.
+
+        Its waiters are told, once. For who holds the engine's lock.
+        """
+        if self.claimed is None:
+            self.claimed = bool(self.future.set_running_or_notify_cancel())
         return self.claimed
 
-    def sent(self, action: int, sandbox: int) -> None:
-        """It goes to a sandbox under this action's number."""
+    def sent(self, action: int) -> None:
+        """It goes to the runtime under this action's number."""
         self.state = State.SENT
         self.attempt += 1
         self.action = action
-        self.sandbox = sandbox
 
     def observe(self, observation: Observation, now: float) -> None:
         """The runtime said something about it."""
         if isinstance(observation, Start):
             self.started = now
-        # Its Start may be missing: whatever is said of it, it may have begun.
-        self.state = State.RUNNING
-        if isinstance(observation, Error) and observation.kind in _SANDBOX_FAILED:
-            self.again = self.reruns < self.settings.retries
+        if isinstance(observation, Error):
+            self.again = self._may_run_again(observation.kind)
+        elif not isinstance(observation, End):
+            # Its Start may be missing: whatever is said of it, it may have begun.
+            self.state = State.RUNNING
         if self.again:
             return
         if isinstance(observation, End):
             self.state = State.ENDED
         self.record.add(observation)
 
+    def _may_run_again(self, kind: str) -> bool:
+        """Whether it is run again after such an `Error`."""
+        retries = self.settings.retries
+        if kind not in _SANDBOX_FAILED or self.unwanted or not isinstance(retries, int):
+            return False
+        if self.state is not State.RUNNING:
+            return self.losses < retries
+        return self.settings.idempotent and self.reruns < retries
+
     def back(self) -> None:
-        """Its sandbox was lost: it waits again."""
-        self.reruns += self.state is State.RUNNING
+        """It waits again."""
+        if self.state is State.RUNNING:
+            self.reruns += 1
+        else:
+            self.losses += 1
         self.again = False
         self.started = None
         self.state = State.QUEUED
 
-    def refused(self) -> None:
-        """There was no sandbox to take it: it waits again, and this was no attempt."""
-        self.state = State.QUEUED
-        self.attempt -= 1
+    def lost(self, message: str, now: float, kind: ErrorKind = "died") -> End:
+        """Nothing more will be heard of it; ``kind`` says what that means where it had begun.
 
-    def lost(self, message: str, now: float, kind: Literal["died", "unknown"] = "died") -> None:
-        """Nothing more will be heard of it; ``kind`` says what that means where it had begun."""
-        if self.state is not State.RUNNING:
+        Gives what stands for its End.
+        """
+        if self.state is not State.RUNNING and kind == "died":
             kind = "unknown"
-        seconds = now - self.started if self.started is not None else 0.0
         self.observe(Error(kind, message), now)
-        self.observe(End(seconds), now)
+        return End(now - self.started if self.started is not None else 0.0)
 
-    def refuse(self, message: str) -> None:
-        """It will never be sent."""
+    @property
+    def ended(self) -> bool:
+        """Whether its outcome is known, or nobody wants it any more."""
+        return self.state is State.ENDED
+
+    @property
+    def judged(self) -> bool:
+        """Whether its user's own policy decides what becomes of it now."""
+        return not isinstance(self.settings.retries, int) and not self.unwanted
+
+    def refuse(self, kind: ErrorKind, message: str) -> None:
+        """It will not be sent."""
         self.state = State.ENDED
-        self.record.add(Error("unknown", message))
+        self.record.add(Error(kind, message))
         self.record.add(End(0.0))
 
     def queued(self, now: float) -> float:
@@ -219,7 +286,7 @@ def outcome(
     said: list[Observation],
     *,
     queued: float,
-    timeout: float | None = None,
+    settings: Settings | None = None,
     action_id: str | None = None,
     sandbox_id: str | None = None,
     attempt: int = 1,
@@ -229,7 +296,7 @@ def outcome(
     Args:
         said: all observations of the task, up to its `End`.
         queued: seconds that it waited.
-        timeout: the limit to be named in `CellTimeout`, in seconds.
+        settings: with the limits to be named in errors.
     """
     streams: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     cut = {"stdout": 0, "stderr": 0, "displays": 0}
@@ -237,6 +304,7 @@ def outcome(
     error: MentisPoolError | None = None
     value: Any = None
     text: str | None = None
+    exit_code: int | None = None
     ended = False
     usage = Usage(queued=queued)
     begun = max((i for i, each in enumerate(said) if isinstance(each, Start)), default=0)
@@ -246,7 +314,7 @@ def outcome(
         elif isinstance(observation, Cut):
             cut[observation.stream] += observation.bytes
             if observation.stream != "displays":
-                streams[observation.stream].append(_cut_line(observation.bytes))
+                streams[observation.stream].append(observation.line)
         elif isinstance(observation, Display):
             _show(shown, observation)
         elif isinstance(observation, Result):
@@ -256,6 +324,7 @@ def outcome(
             except ProtocolError as exc:
                 error = exc
             text = observation.text
+            exit_code = observation.exit_code
             if observation.bundle is not None:
                 shown.append((None, _bundle(observation.bundle)))
             failure = observation.failure
@@ -264,7 +333,7 @@ def outcome(
         elif isinstance(observation, Error) and not ended:
             # After a result it only says how the sandbox was lost.
             ended = True
-            error = _error(observation, timeout, sandbox_id)
+            error = _error(observation, settings or Settings(), sandbox_id)
         elif isinstance(observation, End):
             usage = Usage(
                 queued, observation.seconds, observation.cpu_seconds, observation.peak_memory
@@ -279,6 +348,7 @@ def outcome(
         value=value,
         text=text,
         displays=[bundle for _, bundle in shown],
+        exit_code=exit_code,
         usage=usage,
         action_id=action_id,
         sandbox_id=sandbox_id,
@@ -289,10 +359,6 @@ def outcome(
     result = result.with_error(error)
     error.result = result
     return result
-
-
-def _cut_line(count: int) -> bytes:
-    return f"\n[… {count} bytes cut …]\n".encode()
 
 
 def _value(result: Result) -> Any:
@@ -333,15 +399,58 @@ def _show(shown: list[tuple[str | None, dict[str, Any]]], display: Display) -> N
             shown[i] = entry
 
 
-def _error(said: Error, timeout: float | None, sandbox_id: str | None) -> MentisPoolError:
+def _error(said: Error, settings: Settings, sandbox_id: str | None) -> MentisPoolError:
     if said.kind == "timeout":
-        return CellTimeout(said.message, timeout)
+        return CellTimeout(said.message, settings.timeout)
+    if said.kind == "deadline":
+        return DeadlineExceeded(said.message, settings.deadline)
+    if said.kind == "queue":
+        return QueueTimeout(said.message, settings.queue_timeout)
     if said.kind == "died":
         return SandboxDied(said.message, sandbox_id, said.signal, said.exit_code)
     if said.kind == "payload":
         return PayloadError(said.message)
+    if said.kind == "unreachable":
+        return RuntimeUnavailable(said.message)
     if said.kind == "rejected":
         return RuntimeRejected(said.message)
     if said.kind == "protocol":
         return SandboxError(said.message, sandbox_id)
+    if said.kind == "state":
+        return StateLost(said.message)
     return OutcomeUnknown(said.message, sandbox_id)
+
+
+def call_outcome(
+    record: Record, result: CellResult, rebuild: Callable[[bytes], Any]
+) -> tuple[Any, BaseException | None]:
+    """What a call returned, or the exception that is its outcome.
+
+    Args:
+        record: all that was said of it; its bytes are given up.
+        result: what that amounts to (`outcome`).
+        rebuild: the object from its bytes; raises `PayloadError`.
+    """
+    pickled, failure = record.take_pickled()
+    if pickled is None:
+        error: BaseException | None = result.error
+        if error is None:
+            error = ProtocolError("the sandbox gave no result of the call")
+        return None, error
+    try:
+        value = rebuild(pickled)
+        if failure is None:
+            return value, None
+        if not isinstance(value, BaseException):
+            raise ProtocolError("what the sandbox says was raised is no exception", pickled)
+        error = value
+    except (PayloadError, ProtocolError) as exc:
+        error = exc
+        exc.result = result
+    if failure is not None:
+        # As the standard process pool shows it.
+        from concurrent.futures.process import _RemoteTraceback
+
+        text: Any = f'\n"""\n{failure.traceback}"""'
+        error.__cause__ = _RemoteTraceback(text)
+    return None, error

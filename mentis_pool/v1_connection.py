@@ -1,6 +1,6 @@
 """An original runtime, as the engine sees every runtime: a slot for each sandbox, a stream for each.
 
-Threads: the engine's dispatcher drains all streams; keepers make the REST calls.
+Threads: the engine's dispatcher drains all streams; its keepers make the REST calls.
 What any of them hears goes to its slot, under the lock; the slot's orders are
 carried out outside it. What is for the engine waits for its next `drain`, which
 a byte on a socketpair wakes.
@@ -16,18 +16,45 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-from mentis_pool import mentis_v1
+from mentis_pool import lanes, mentis_v1
 from mentis_pool.client import Client, Gone, Unanswered
 from mentis_pool.errors import MentisPoolError, RuntimeRejected, RuntimeUnavailable
 from mentis_pool.events import log
-from mentis_pool.keepers import Keepers
-from mentis_pool.pool_stream import Close, Closed, Command, Event, Open, Refused, Run
-from mentis_pool.slot import Delete, Make, Named, Order, Post, Refusal, Skip, Slot, Tell
+from mentis_pool.lanes import Lanes
+from mentis_pool.observations import End as EndObserved
+from mentis_pool.observations import Error
+from mentis_pool.pool_stream import (
+    Begin,
+    Broken,
+    Cancel,
+    Close,
+    Closed,
+    Command,
+    Event,
+    Open,
+    Refused,
+    Run,
+    Said,
+    Signal,
+)
+from mentis_pool.slot import (
+    Delete,
+    LoseState,
+    Make,
+    Named,
+    Order,
+    Post,
+    Refusal,
+    Skip,
+    Slot,
+    Tell,
+)
 from mentis_pool.stream import ObservationStream, StreamLost
+from mentis_pool.threads import Threads
 
-MOST_KEEPERS = 64
+_Ordered = tuple[Slot, Order]
 
 
 class V1Connection:
@@ -35,6 +62,7 @@ class V1Connection:
 
     Args:
         client: REST of the runtime; closed with the connection.
+        threads: for its calls.
 
     Raises:
         RuntimeUnavailable, RuntimeRejected: no space can be had there.
@@ -42,21 +70,26 @@ class V1Connection:
 
     lost_tasks: Literal["died", "unknown"] = "unknown"
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, threads: Threads) -> None:
         self._client = client
+        self._threads = threads
         name = f"mentis_pool-{socket.gethostname()}-{secrets.token_hex(6)}"
         made = client.create_space(name, "sandboxes of a SandboxExecutor")
         self._space = str(made.get("space_id") or made.get("ID"))
         self._lock = threading.Lock()
+        self._lanes: Lanes[Run] = Lanes(0)
+        self._opened: dict[int, Open] = {}
         self._slots: dict[int, Slot] = {}
         self._streams: dict[str, tuple[ObservationStream, Slot]] = {}
+        self._skipped = 0
         self._doomed: deque[str] = deque()
         """Sandboxes to be deleted, once the dispatcher has closed their streams."""
         self._events: deque[Event | Named] = deque()
+        self._names: dict[int, tuple[str, str]] = {}
+        """Of actions that began, until the engine has heard of their end."""
+        self._ended: list[int] = []
         self._lost: str | None = None
         self._closed = False
-        self._fault: BaseException | None = None
-        self._keepers = Keepers(MOST_KEEPERS, self._break)
         self._selector = selectors.DefaultSelector()
         self._waker, self._wakee = socket.socketpair()
         self._waker.setblocking(False)
@@ -71,32 +104,44 @@ class V1Connection:
 
     def wait(self) -> float | None:
         """Seconds until the next deadline of a slot."""
-        if self._lost is not None or self._fault is not None:
+        if self._lost is not None:
             return 0.0
         with self._lock:
             deadlines = [slot.deadline for slot in self._slots.values()]
         known = [deadline for deadline in deadlines if deadline is not None]
         return max(0.0, min(known) - time.monotonic()) if known else None
 
-    def names(self, action: int, sandbox: int) -> tuple[str | None, str | None]:
-        """They are known when the cell is accepted."""
-        return None, None
+    def names(self, action: int, sandbox: int) -> tuple[str, str]:
+        """What the runtime calls them."""
+        return self._names.get(action, ("", str(sandbox)))
 
     def send(self, commands: list[Command]) -> None:
         """Have these carried out."""
-        now = time.monotonic()
         for command in commands:
-            if isinstance(command, Open):
-                slot = self._slots[command.sandbox] = Slot(command.sandbox, command.state, now)
-                self._decide(slot, slot.open, now)
-            elif isinstance(command, Run):
-                slot = self._slots[command.sandbox]
-                self._decide(slot, slot.run, command, secrets.token_hex(8), now)
-            elif isinstance(command, Close):
-                slot = self._slots[command.sandbox]
-                self._decide(slot, slot.close)
+            with self._lock:
+                orders = self._obey(command, time.monotonic())
+            self._carry_out(orders)
 
-    def drain(self) -> list[Event | Named]:
+    def _obey(self, command: Command, now: float) -> list[_Ordered]:
+        if isinstance(command, Run):
+            return self._follow(self._lanes.add(command.lane, command.action, command), now)
+        if isinstance(command, Cancel):
+            return self._follow(self._lanes.cancel(command.action), now)
+        if isinstance(command, Close):
+            return self._follow(self._lanes.close(command.lane), now)
+        if isinstance(command, Signal):
+            slot = self._slots.get(self._lanes.sandbox_of(command.action) or 0)
+            if slot is not None:
+                orders = slot.signal(command.action, command.signal, now)
+                return self._hear_orders(slot, orders, now)
+        elif isinstance(command, Open):
+            self._opened[command.lane] = command
+            self._lanes.open(command.lane, command.state == "session")
+        elif isinstance(command, Begin):
+            self._lanes = Lanes(command.most)
+        return []
+
+    def drain(self) -> list[Event]:
         """Hear all streams, and act on deadlines; what the engine is to know.
 
         Raises:
@@ -115,14 +160,24 @@ class V1Connection:
         for slot in due:
             self._decide(slot, slot.passed, now)
         self._delete_doomed()
-        events: list[Event | Named] = []
+        events = self._take_events()
+        if not events and self._lost is not None:
+            raise StreamLost(self._lost)
+        return events
+
+    def _take_events(self) -> list[Event]:
+        for action in self._ended:
+            self._names.pop(action, None)
+        self._ended.clear()
+        events: list[Event] = []
         while self._events:
-            events.append(self._events.popleft())
-        if not events:
-            if self._fault is not None:
-                raise self._fault
-            if self._lost is not None:
-                raise StreamLost(self._lost)
+            event = self._events.popleft()
+            if isinstance(event, Named):
+                self._names[event.action] = event.action_id, event.sandbox_id
+                continue
+            if isinstance(event, Said) and isinstance(event.observation, EndObserved):
+                self._ended.append(event.action)
+            events.append(event)
         return events
 
     def lose(self) -> str:
@@ -138,7 +193,7 @@ class V1Connection:
         for slot in slots:
             self._decide(slot, slot.close)
         # What is still being made finds the slot closed.
-        self._keepers.close()
+        self._threads.drain()
         for stream, _ in self._streams.values():
             self._selector.unregister(stream)
             stream.close()
@@ -155,29 +210,79 @@ class V1Connection:
 
     # ── deciding and acting ─────────────────────────────────────────────────
 
-    def _decide(self, slot: Slot, decision: Callable[..., list[Order]], *args: object) -> None:
+    def _decide(self, slot: Slot, decision: Callable[..., list[Order]], *args: Any) -> None:
         with self._lock:
-            orders = decision(*args)
-            # Under the lock, so that what is decided later is told later.
-            events = [order.event for order in orders if isinstance(order, Tell)]
-            self._events += events
-            if any(isinstance(event, (Closed, Refused)) for event in events):
-                self._slots.pop(slot.number, None)
-        if events:
-            self._wake()
-        for order in orders:
-            self._carry_out(slot, order)
+            orders = self._hear_orders(slot, decision(*args), time.monotonic())
+        self._carry_out(orders)
 
-    def _carry_out(self, slot: Slot, order: Order) -> None:
-        if isinstance(order, Make):
-            self._keep(slot, self._make)
-        elif isinstance(order, Post):
-            self._keep(slot, lambda slot: self._post(slot, order))
-        elif isinstance(order, Delete):
-            self._doomed.append(order.sandbox_id)
-            self._wake()
-        elif isinstance(order, Skip):
-            log("warning", "observation_skipped", sandbox_id=order.sandbox_id, reason=order.reason)
+    def _hear_orders(self, slot: Slot, orders: list[Order], now: float) -> list[_Ordered]:
+        """What a slot says goes to the engine and the lanes; what it asks for is left to do."""
+        left: list[_Ordered] = []
+        for order in orders:
+            if isinstance(order, LoseState):
+                left += self._follow(self._lanes.state_lost(slot.number, order.reason), now)
+                continue
+            if not isinstance(order, Tell):
+                left.append((slot, order))
+                continue
+            event = order.event
+            self._events.append(event)
+            if isinstance(event, Said) and isinstance(event.observation, EndObserved):
+                left += self._follow(self._lanes.ended(event.action), now)
+            elif isinstance(event, Closed):
+                self._slots.pop(event.sandbox, None)
+                left += self._follow(self._lanes.lost(event.sandbox, event.reason), now)
+            elif isinstance(event, Refused):
+                self._slots.pop(event.sandbox, None)
+                left += self._follow(self._lanes.refused(event.sandbox, event.reason), now)
+        return left
+
+    def _follow(self, orders: list[lanes.Order], now: float) -> list[_Ordered]:
+        """Have the slots do what the lanes ask for."""
+        left: list[_Ordered] = []
+        for order in orders:
+            if isinstance(order, lanes.Refuse):
+                for said in (Error(order.kind, order.reason), EndObserved(0.0)):
+                    self._events.append(Said(order.action, said))
+            elif isinstance(order, lanes.Fail):
+                self._events.append(Broken(f"no sandbox can be had: {order.reason}"))
+            elif isinstance(order, lanes.Make):
+                slot = Slot(order.sandbox, self._opened[order.lane], now)
+                self._slots[order.sandbox] = slot
+                left += self._hear_orders(slot, slot.open(now), now)
+            else:
+                left += self._ask(order, now)
+        return left
+
+    def _ask(self, order: lanes.Give[Run] | lanes.End | lanes.Drop, now: float) -> list[_Ordered]:
+        slot = self._slots.get(order.sandbox)
+        if slot is None:
+            return []
+        if isinstance(order, lanes.Give):
+            orders = slot.run(order.run, secrets.token_hex(8), now)
+        elif isinstance(order, lanes.End):
+            orders = slot.cancel(order.action, now)
+        else:
+            del self._slots[order.sandbox]
+            orders = slot.close()
+        return self._hear_orders(slot, orders, now)
+
+    def _carry_out(self, orders: list[_Ordered]) -> None:
+        for slot, order in orders:
+            if isinstance(order, Make):
+                self._threads.do(lambda slot=slot: self._make(slot))  # type: ignore[misc]
+            elif isinstance(order, Post):
+                self._threads.do(lambda slot=slot, post=order: self._post(slot, post))  # type: ignore[misc]
+            elif isinstance(order, Delete):
+                self._doomed.append(order.sandbox_id)
+            elif isinstance(order, Skip):
+                self._skip(order.sandbox_id, order.reason)
+        self._wake()
+
+    def _skip(self, sandbox_id: str, reason: str) -> None:
+        self._skipped += 1
+        count = self._skipped
+        log("warning", "observation_skipped", sandbox_id=sandbox_id, reason=reason, skipped=count)
 
     def _wake(self) -> None:
         try:
@@ -185,21 +290,12 @@ class V1Connection:
         except OSError:
             pass  # full, so it will wake; or closed, and nobody is to hear of it
 
-    def _keep(self, slot: Slot, call: Callable[[Slot], None]) -> None:
-        try:
-            self._keepers.do(lambda: call(slot))
-        except RuntimeError as exc:  # no thread can be started
-            self._lose(f"no thread can be started: {exc}")
-
-    def _break(self, exc: BaseException) -> None:
-        self._fault = exc
-        self._wake()
-
     def _lose(self, reason: str) -> None:
         """Nothing can be had of the runtime any more."""
+        now = time.monotonic()
         with self._lock:
             slots = list(self._slots.values())
-        now = time.monotonic()
+            self._follow(self._lanes.unreachable(reason), now)
         for slot in slots:
             self._decide(slot, slot.lose, reason, now)
         self._lost = reason
@@ -229,11 +325,13 @@ class V1Connection:
         self._wake()
 
     def _not_made(self, slot: Slot, exc: MentisPoolError) -> None:
-        rejected = isinstance(exc, RuntimeRejected)
-        if not rejected and len(self._slots) == 1:
+        with self._lock:
+            last = len(self._slots) <= 1
+        if not isinstance(exc, RuntimeRejected) and last:
             self._lose(str(exc))
         else:
-            self._decide(slot, slot.not_made, str(exc))
+            full = isinstance(exc, RuntimeRejected) and exc.passing
+            self._decide(slot, slot.not_made, str(exc), full)
 
     def _post(self, slot: Slot, post: Post) -> None:
         body = mentis_v1.RunCell(post.code)
@@ -279,7 +377,7 @@ class V1Connection:
             self._decide(slot, slot.cut, sandbox_id, str(exc), now)
             return
         for error in wrong:
-            log("warning", "observation_skipped", sandbox_id=sandbox_id, reason=str(error))
+            self._skip(sandbox_id, str(error))
         for observation in observations:
             self._decide(slot, slot.heard, sandbox_id, observation, now)
 
@@ -295,7 +393,4 @@ class V1Connection:
             if sandbox_id in self._streams:
                 self._close_stream(sandbox_id)
             if not self._closed:
-                try:
-                    self._keepers.do(lambda sandbox_id=sandbox_id: self._delete(sandbox_id))  # type: ignore[misc]
-                except RuntimeError:
-                    pass  # no thread: it goes with the space at the end
+                self._threads.do(lambda sandbox_id=sandbox_id: self._delete(sandbox_id))  # type: ignore[misc]

@@ -109,9 +109,9 @@ def test_a_variable_that_cannot_be_rebuilt_is_named(executor):
         executor.submit("1", odd=RefusesToBeRebuilt()).result()
 
 
-@pytest.mark.parametrize("cell", [b"print(1)", None, 5, print, ["1"]])
+@pytest.mark.parametrize("cell", [b"print(1)", None, 5, ["1"]])
 def test_a_cell_that_is_no_text_is_refused_before_anything_is_sent(executor, cell):
-    with pytest.raises(TypeError, match="a cell is source text"):
+    with pytest.raises(TypeError, match="a cell \\(source text, a str\\) or a callable"):
         executor.submit(cell)
 
 
@@ -282,7 +282,7 @@ def test_map_of_one_text_is_no_loop_over_its_characters(executor, cells):
 
 
 def test_map_of_a_function_says_what_it_takes(executor):
-    with pytest.raises(TypeError, match="list of cells"):
+    with pytest.raises(TypeError, match="nothing to call it with"):
         executor.map(print)
     with pytest.raises(TypeError, match="buffersize"):
         executor.map(["1"], buffersize=1.5)

@@ -7,6 +7,7 @@ order that `mentis_pool.observations` promises, and within the limits.
 from __future__ import annotations
 
 import signal
+from typing import Literal
 
 from mentis_pool.observations import (
     Cut,
@@ -14,6 +15,7 @@ from mentis_pool.observations import (
     End,
     Error,
     Observation,
+    Part,
     Result,
     Start,
     StreamName,
@@ -25,6 +27,8 @@ DISPLAY_LIMIT = 64 * 1024 * 1024
 """Bytes of displays of one action, where ``max_output`` sets no lower limit."""
 
 
+MAX_RESULT = 1 << 30
+"""Bytes of what one call may return."""
 _MOST = 1 << 53
 
 
@@ -34,7 +38,8 @@ class Action:
     def __init__(self, run: Run) -> None:
         self.number = run.action
         self.run = run
-        self.timed_out = False
+        self.timed_out: Literal["timeout", "deadline"] | None = None
+        self._result_left = MAX_RESULT
         self._started = 0.0
         # With a window every piece is passed on: the reader bounds what it keeps.
         limit = run.max_output if run.window is None else None
@@ -47,10 +52,15 @@ class Action:
         self._least_cost = min(256, self._displays_left // 8)
         self._displays_cut = 0
 
-    def begin(self, now: float, wall: float) -> list[Observation]:
-        """It starts, at ``now`` on the monotonic clock and ``wall`` since the epoch."""
+    def begin(self, now: float, wall: float, sandbox: int = 0) -> list[Observation]:
+        """It starts in this sandbox, at ``now`` on the monotonic clock and ``wall`` since the epoch."""
         self._started = now
-        return [Start(wall)]
+        return [Start(wall, sandbox)]
+
+    def take(self, part: Part) -> bool:
+        """Whether one more part of its result is within the limit."""
+        self._result_left -= len(part.data)
+        return self._result_left >= 0
 
     @property
     def open(self) -> bool:
@@ -86,8 +96,10 @@ class Action:
         observations = [o for bound in self._bounds.values() for o in bound.finish()]
         if self._displays_cut:
             observations.append(Cut("displays", self._displays_cut))
-        if self.timed_out:
+        if self.timed_out == "timeout":
             said = Error("timeout", f"the cell ran for more than {self.run.timeout:g} s")
+        elif self.timed_out == "deadline":
+            said = Error("deadline", "it was not done within its deadline")
         end = End(now - self._started, used.cpu_seconds, used.peak_memory)
         return [*observations, said, end]
 

@@ -70,6 +70,7 @@ class Init:
                 os.kill(command.pid, command.signal)
             elif command.pid in self._commands:
                 os.killpg(command.pid, command.signal)
+            self._sock.sendall(wire.pack(wire.Signalled(command.pid)))
         elif isinstance(command, wire.Execute):
             self._execute(command)
         else:

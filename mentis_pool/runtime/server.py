@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import uvicorn
 import uvicorn.protocols.websockets.websockets_sansio_impl as uvicorn_websockets
 from starlette.applications import Starlette
@@ -20,13 +21,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from mentis_pool import lanes
 from mentis_pool._version import __version__
 from mentis_pool.errors import ProtocolError
+from mentis_pool.lanes import Lanes
 from mentis_pool.mentis_v1 import HEALTH
-from mentis_pool.observations import Display, End, Observation, Stream
+from mentis_pool.observations import Display, End, Error, Observation, Part, Result, Stream
 from mentis_pool.pool_stream import (
     PATH,
     SUBPROTOCOL,
+    Begin,
+    Broken,
+    Cancel,
     Close,
     Closed,
     Command,
@@ -38,6 +44,7 @@ from mentis_pool.pool_stream import (
     Run,
     Said,
     Sender,
+    Signal,
     Welcome,
     commands,
 )
@@ -52,13 +59,15 @@ _FRAME = 1024 * 1024
 
 
 class Session:
-    """One client on its stream: its sandboxes, and what is to be sent to it."""
+    """One client on its stream: its lanes and sandboxes, and what is to be sent to it."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.id = secrets.token_hex(4)
         self._supervisor = supervisor
+        self._loop = asyncio.get_running_loop()
+        self._lanes: Lanes[Run] = Lanes(0)
+        self._opened: dict[int, Open] = {}
         self._sandboxes: dict[int, Sandbox] = {}
-        self._of_action: dict[int, Sandbox] = {}
         self._outbox: list[Event] = []
         self._size = 0
         self._filled = asyncio.Event()
@@ -71,17 +80,24 @@ class Session:
 
     def closed(self, sandbox: Sandbox, reason: str) -> None:
         """A sandbox is no more."""
-        self._sandboxes.pop(sandbox.number, None)
-        for action in [a for a, of in self._of_action.items() if of is sandbox]:
-            del self._of_action[action]
-        self._put(Closed(sandbox.number, reason))
+        lost = self._sandboxes.pop(sandbox.number, None) is not None
+        self._put(Closed(sandbox.number, reason, lost))
+        self._carry_out(self._lanes.lost(sandbox.number, reason))
 
     def said(self, action: int, observation: Observation) -> None:
         """Something was observed of an action."""
-        if isinstance(observation, End):
-            self._of_action.pop(action, None)
         self._size += _size(observation)
         self._put(Said(action, observation))
+        if isinstance(observation, End):
+            self._carry_out(self._lanes.ended(action))
+
+    def state_lost(self, sandbox: Sandbox, reason: str) -> None:
+        """A session's sandbox has a new process."""
+        self._carry_out(self._lanes.state_lost(sandbox.number, reason))
+
+    def broken(self, reason: str, traceback: str, output: str) -> None:
+        """The initializer failed."""
+        self._put(Broken(reason, traceback, output))
 
     def congested(self) -> bool:
         """Whether so much waits for the client that no more is taken."""
@@ -94,39 +110,63 @@ class Session:
     # ── what the client says ────────────────────────────────────────────────
 
     def obey(self, command: Command) -> None:
-        """Carry out a command.
-
-        Raises:
-            ProtocolError: it names a sandbox twice, or one that never was.
-        """
+        """Carry out a command."""
         if isinstance(command, Run):
-            sandbox = self._sandboxes.get(command.sandbox)
-            # One that is closed was told so; the client sends the run elsewhere.
-            if sandbox is not None:
-                self._of_action[command.action] = sandbox
-                sandbox.submit(command)
-        elif isinstance(command, Open):
-            self._open(command)
+            if command.deadline is not None:
+                # From now on a time of this loop.
+                at = self._loop.time() + command.deadline
+                command = msgspec.structs.replace(command, deadline=at)
+            self._carry_out(self._lanes.add(command.lane, command.action, command))
         elif isinstance(command, Credit):
-            sandbox = self._of_action.get(command.action)
+            sandbox = self._with(command.action)
             if sandbox is not None:
                 sandbox.credit(command.action, command.bytes)
-        elif isinstance(command, Close):
-            sandbox = self._sandboxes.get(command.sandbox)
+        elif isinstance(command, Cancel):
+            self._carry_out(self._lanes.cancel(command.action))
+        elif isinstance(command, Signal):
+            sandbox = self._with(command.action)
             if sandbox is not None:
-                sandbox.close()
+                sandbox.signal(command.action, command.signal)
+        elif isinstance(command, Open):
+            self._opened[command.lane] = command
+            self._lanes.open(command.lane, command.state == "session")
+        elif isinstance(command, Close):
+            self._carry_out(self._lanes.close(command.lane))
+        elif isinstance(command, Begin):
+            self._lanes = Lanes(command.most)
 
-    def _open(self, command: Open) -> None:
-        if command.sandbox in self._sandboxes:
-            raise ProtocolError(f"sandbox {command.sandbox} is open already")
+    def _with(self, action: int) -> Sandbox | None:
+        """The sandbox that has this action."""
+        sandbox = self._lanes.sandbox_of(action)
+        return None if sandbox is None else self._sandboxes.get(sandbox)
+
+    def _carry_out(self, orders: list[lanes.Order]) -> None:
+        for order in orders:
+            if isinstance(order, lanes.Give):
+                # One that could not be made has given it back.
+                if order.sandbox in self._sandboxes:
+                    self._sandboxes[order.sandbox].submit(order.run)
+            elif isinstance(order, lanes.Make):
+                self._make(order.sandbox, order.lane)
+            elif isinstance(order, lanes.End):
+                if order.sandbox in self._sandboxes:
+                    self._sandboxes[order.sandbox].cancel(order.action)
+            elif isinstance(order, lanes.Drop):
+                if order.sandbox in self._sandboxes:
+                    self._sandboxes.pop(order.sandbox).close()
+            elif isinstance(order, lanes.Refuse):
+                self._put(Said(order.action, Error(order.kind, order.reason)))
+                self._put(Said(order.action, End(0.0)))
+            else:
+                self._put(Broken(f"sandboxes die as soon as they are started: {order.reason}"))
+
+    def _make(self, number: int, lane: int) -> None:
         try:
-            self._sandboxes[command.sandbox] = self._supervisor.open(
-                command.sandbox, command.state, self
-            )
-        except NoRoom as exc:
-            self._put(Refused(command.sandbox, str(exc)))
-        except OSError as exc:
-            self._put(Closed(command.sandbox, f"it could not be started: {exc}"))
+            self._sandboxes[number] = self._supervisor.open(number, self._opened[lane], self)
+        except (NoRoom, OSError) as exc:
+            reason = str(exc) if isinstance(exc, NoRoom) else f"it could not be started: {exc}"
+            self._put(Refused(number, reason))
+            self._carry_out(self._lanes.refused(number, reason))
 
     async def welcome(self) -> None:
         """Wait until sandboxes can be had, and say so."""
@@ -157,13 +197,16 @@ class Session:
 
     def end(self) -> None:
         """The client is gone: so are its sandboxes."""
+        self._lanes = Lanes(0)
         for sandbox in list(self._sandboxes.values()):
             sandbox.close("the client is gone")
 
 
 def _size(observation: Observation) -> int:
-    if isinstance(observation, Stream):
+    if isinstance(observation, (Stream, Part)):
         return len(observation.data)
+    if isinstance(observation, Result):
+        return len(observation.pickled or b"")
     return observation.bundle.size if isinstance(observation, Display) else 0
 
 

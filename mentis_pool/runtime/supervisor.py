@@ -4,10 +4,12 @@ Everything here runs on the runtime's event loop and never blocks: it answers
 to readable sockets and pipes, and to timers. For each wait there is a timer or
 an end-of-file that ends it::
 
-    run sent to a worker      its End · its death (told by the init) · the deadline
-    deadline passed           the interrupt works · grace passes and it is killed
+    initializer in a worker   its End · its death: the client is told that it broke
+    run sent to a worker      its End · its death (told by the init) · its time limit
+    time limit passed         the interrupt works · grace passes and it is killed
     killed                    its death · patience passes and the sandbox is given up
     a command                 its death · its deadline, and it is killed
+    a signal to be sent       Signalled · patience passes and the sandbox is given up
     retiring                  Retired · patience passes and the sandbox is given up
     a worker to be forked     Forked · patience passes and the sandbox is given up
     an init's socket          end-of-file: the sandbox is lost
@@ -27,13 +29,22 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from mentis_pool.errors import ProtocolError
-from mentis_pool.observations import Cut, Display, End, Error, Observation, StreamName
-from mentis_pool.pool_stream import Run, State
+from mentis_pool.observations import (
+    Cut,
+    Display,
+    End,
+    Error,
+    Observation,
+    Part,
+    Result,
+    StreamName,
+)
+from mentis_pool.pool_stream import Cells, Open, Run
 from mentis_pool.runtime import isolation, wire
-from mentis_pool.runtime.action import Action, death
+from mentis_pool.runtime.action import MAX_RESULT, Action, death
 
 GRACE = 0.5
 """Seconds that a cell has between the interrupt and the kill."""
@@ -58,10 +69,23 @@ class NoRoom(Exception):
 class Listener(Protocol):
     """Who hears of a sandbox."""
 
-    def opened(self, sandbox: Sandbox, seconds: float) -> None: ...
-    def closed(self, sandbox: Sandbox, reason: str) -> None: ...
-    def said(self, action: int, observation: Observation) -> None: ...
-    def congested(self) -> bool: ...
+    def opened(self, sandbox: Sandbox, seconds: float) -> None:
+        """It has its first worker."""
+
+    def closed(self, sandbox: Sandbox, reason: str) -> None:
+        """It is no more: what it has not begun it will not run."""
+
+    def said(self, action: int, observation: Observation) -> None:
+        """Something was observed of an action; after its end the next may be given."""
+
+    def state_lost(self, sandbox: Sandbox, reason: str) -> None:
+        """What a session had in it is gone; said before the end of the action that lost it."""
+
+    def broken(self, reason: str, traceback: str, output: str) -> None:
+        """Its initializer failed."""
+
+    def congested(self) -> bool:
+        """Whether so much waits for the client that no more should come."""
 
 
 class Channel(Generic[M]):
@@ -83,7 +107,20 @@ class Channel(Generic[M]):
         self._unsent = bytearray()
         self.fds: deque[int] = deque()
         """Descriptors that came along, in their order."""
+        self._paused = False
         self._loop.add_reader(sock, self.read)
+
+    def pause(self) -> None:
+        """Read no more until `resume`: whoever writes waits once the buffer is full."""
+        if not self._paused and self._sock.fileno() != -1:
+            self._paused = True
+            self._loop.remove_reader(self._sock)
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._paused and self._sock.fileno() != -1:
+            self._paused = False
+            self._loop.add_reader(self._sock, self.read)
 
     def read(self) -> None:
         """Take what has arrived."""
@@ -241,9 +278,12 @@ class _Worker:
 
     def __init__(self, pid: int, sock: socket.socket, sandbox: Sandbox) -> None:
         self.pid = pid
+        self.ready = True
+        """Whether its initializer, if any, has run."""
+        self.tasks = 0
         self.said: Any = None
         self.signalled = False
-        """Whether a signal is on its way, which must not reach another cell."""
+        """Whether a signal was sent, which must not reach another cell."""
         self.channel: Channel[wire.FromWorker] = Channel(
             sock, wire.FromWorker, lambda message: sandbox.heard(self, message), self._closed
         )
@@ -257,11 +297,15 @@ class Sandbox:
     """One sandbox: its init, its worker and the next, and the runs that wait for them."""
 
     def __init__(
-        self, supervisor: Supervisor, number: int, state: State, listener: Listener
+        self, supervisor: Supervisor, number: int, opened: Open, listener: Listener
     ) -> None:
         self.number = number
         self._supervisor = supervisor
-        self._state = state
+        self._state = opened.state
+        self._most_tasks = 1 if opened.state == "fresh" else opened.tasks
+        self._initializer = opened.initializer
+        self._signals = 0
+        """Signals that the init has not sent yet."""
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.time()
@@ -279,6 +323,7 @@ class Sandbox:
         self._start_deaths = 0
         self._timer: asyncio.TimerHandle | None = None
         self._fork_timer: asyncio.TimerHandle | None = None
+        self._signal_timer: asyncio.TimerHandle | None = None
         self._pipes: dict[StreamName, int] = {}
         self._paused: set[StreamName] = set()
         self._init = self._start()
@@ -324,8 +369,12 @@ class Sandbox:
         self._closed = True
         self._cancel_timer()
         self._cancel_fork_timer()
-        if self._action is not None:
-            self._end_action(Error("died", f"the sandbox was lost: {reason}"), End(0.0))
+        self._cancel_signal_timer()
+        action, self._action = self._action, None
+        if action is not None:
+            self._drain(action)
+            said = Error("died", f"the sandbox was lost: {reason}")
+            self._say(action, action.finish(said, End(0.0), self._loop.time()))
         for worker in (self._worker, self._spare):
             if worker is not None:
                 worker.channel.close()
@@ -348,6 +397,8 @@ class Sandbox:
             self._died(message)
         elif isinstance(message, wire.Executed):
             self._executed(message)
+        elif isinstance(message, wire.Signalled):
+            self._signalled()
         elif self._retiring:
             self._cancel_timer()
             self._drain(None)
@@ -376,6 +427,9 @@ class Sandbox:
                 self._lost("there are no processes or descriptors left for a worker")
             return
         worker = _Worker(pid, socket.socket(fileno=self._init.fds.popleft()), self)
+        if self._initializer is not None:
+            worker.ready = False
+            worker.channel.send(wire.RunWork(self._initializer, None, "initialize"))
         if not self._ready:
             self._ready = True
             self._listener.opened(self, self._loop.time() - self._opened)
@@ -402,7 +456,24 @@ class Sandbox:
 
     def kill_command(self, command: _Command) -> None:
         """Kill it and all of its process group; its death is heard of."""
-        self._init.send(wire.Signal(command.pid, signal.SIGKILL))
+        self._send_signal(command.pid, signal.SIGKILL)
+
+    def _send_signal(self, pid: int, number: int) -> None:
+        self._signals += 1
+        if self._signal_timer is None:
+            self._signal_timer = self._loop.call_later(PATIENCE, self._give_up)
+        self._init.send(wire.Signal(pid, number))
+
+    def _signalled(self) -> None:
+        self._signals -= 1
+        if not self._signals:
+            self._cancel_signal_timer()
+            self._next()
+
+    def _cancel_signal_timer(self) -> None:
+        if self._signal_timer is not None:
+            self._signal_timer.cancel()
+            self._signal_timer = None
 
     def _executed(self, message: wire.Executed) -> None:
         fds = self._init.fds
@@ -420,6 +491,27 @@ class Sandbox:
         self._queue.append(run)
         self._next()
 
+    def cancel(self, action: int) -> None:
+        """Do not run this action; if it runs, kill it."""
+        for run in self._queue:
+            if run.action == action:
+                self._queue.remove(run)
+                self._listener.said(action, Error("cancelled", "it was cancelled"))
+                self._listener.said(action, End(0.0))
+                return
+        if self._action is not None and self._action.number == action:
+            self._kill(Error("cancelled", "it was cancelled"))
+
+    def signal(self, action: int, number: int) -> None:
+        """Send a signal to the worker, if it runs this action."""
+        if self._action is None or self._action.number != action or self._worker is None:
+            return
+        if number == signal.SIGKILL:
+            self._kill()
+        else:
+            self._worker.signalled = True
+            self._send_signal(self._worker.pid, number)
+
     def credit(self, action: int, count: int) -> None:
         """The reader of an action's output took so many bytes."""
         if self._action is not None and self._action.number == action:
@@ -428,29 +520,53 @@ class Sandbox:
 
     def _next(self) -> None:
         worker = self._worker
-        if self._closed or self._action or self._retiring or worker is None or not self._queue:
+        if self._closed or self._action or self._retiring or self._signals or not self._queue:
+            return
+        if worker is None or not worker.ready:
             return
         run = self._queue.popleft()
         action = self._action = Action(run)
         self._start_deaths = 0
         # What was written between two cells belongs to none.
         self._drain(None)
-        self._say(action, action.begin(self._loop.time(), time.time()))
-        stays = self._state == "session"
-        worker.channel.send(wire.RunCells(run.sources, run.variables, run.stdin, run.argv, stays))
-        if run.timeout is not None:
-            self._set_timer(run.timeout, self._time_out)
-        if self._state == "fresh" and self._spare is None:
+        self._say(action, action.begin(self._loop.time(), time.time(), self.number))
+        worker.tasks += 1
+        namespace: Literal["keep", "new"] = "keep" if self._state == "session" else "new"
+        worker.channel.send(wire.RunWork(run.work, run.stdin, namespace))
+        self._limit(run)
+        if self._is_last(worker) and self._spare is None:
             self._fork()
+
+    def _limit(self, run: Run) -> None:
+        """Have what runs out of time first interrupt it."""
+        left = None if run.deadline is None else max(0.0, run.deadline - self._loop.time())
+        if run.timeout is not None and (left is None or run.timeout <= left):
+            self._set_timer(run.timeout, lambda: self._time_out("timeout"))
+        elif left is not None:
+            self._set_timer(left, lambda: self._time_out("deadline"))
+
+    def _is_last(self, worker: _Worker) -> bool:
+        """Whether the worker runs no more tasks after this."""
+        return self._most_tasks is not None and worker.tasks >= self._most_tasks
 
     def heard(self, worker: _Worker, message: wire.FromWorker) -> None:
         """A worker says something: only the one that runs has a say, and only about its run."""
+        if not worker.ready:
+            self._initialized(worker, message)
+            return
         action = self._action
         if worker is not self._worker or action is None:
             return
         if isinstance(message, (Display, Cut)):
             self._drain(action)
             self._say(action, action.shown(message))
+        elif isinstance(message, Part):
+            if not action.take(message):
+                self._kill(Error("payload", f"the result has more than {MAX_RESULT} bytes"))
+                return
+            self._say(action, [message])
+            if self._listener.congested():
+                worker.channel.pause()
         elif isinstance(message, End):
             if worker.said is None:
                 self._break(worker, "it sent an end without a result")
@@ -460,12 +576,26 @@ class Sandbox:
         else:
             worker.said = message
 
+    def _initialized(self, worker: _Worker, message: wire.FromWorker) -> None:
+        """A new worker runs the initializer."""
+        if isinstance(message, Result):
+            worker.said = message
+        elif isinstance(message, End):
+            said, worker.said = worker.said, None
+            failure = said.failure if isinstance(said, Result) else None
+            if failure is None:
+                worker.ready = True
+                self._next()
+                return
+            reason = f"the initializer failed: {failure.name}: {failure.value}"
+            self._listener.broken(reason, failure.traceback, said.text or "")
+
     def unheard(self, worker: _Worker, reason: str) -> None:
         """A worker's socket is closed: if the worker still lives, it is of no use any more."""
         if worker is self._worker and self._action is not None:
             self._break(worker, reason)
         elif worker in (self._worker, self._spare):
-            self._init.send(wire.Signal(worker.pid, signal.SIGKILL))
+            self._send_signal(worker.pid, signal.SIGKILL)
 
     def _break(self, worker: _Worker, reason: str) -> None:
         """The worker that runs cannot give a result any more."""
@@ -479,18 +609,18 @@ class Sandbox:
         else:
             self._kill(Error("protocol", reason))
 
-    def _time_out(self) -> None:
+    def _time_out(self, limit: Literal["timeout", "deadline"]) -> None:
         if self._action is not None and self._worker is not None:
-            self._action.timed_out = True
+            self._action.timed_out = limit
             self._worker.signalled = True
-            self._init.send(wire.Signal(self._worker.pid, signal.SIGINT))
+            self._send_signal(self._worker.pid, signal.SIGINT)
             self._set_timer(GRACE, self._kill)
 
     def _kill(self, said: Error | None = None) -> None:
         if self._worker is not None:
             self._worker.said = said
             self._worker.signalled = True
-            self._init.send(wire.Signal(self._worker.pid, signal.SIGKILL))
+            self._send_signal(self._worker.pid, signal.SIGKILL)
             self._set_timer(PATIENCE, self._give_up)
 
     def _give_up(self) -> None:
@@ -503,13 +633,15 @@ class Sandbox:
                 del self._commands[number]
                 command.end(message.status)
                 return
-        if self._spare is not None and self._spare.pid == message.pid:
-            self._spare.channel.close()
+        worker, spare = self._worker, self._spare
+        if spare is not None and spare.pid == message.pid:
             self._spare = None
+            self._close_worker(spare, message)
             return
-        worker = self._worker
         if worker is None or worker.pid != message.pid:
             return
+        if not worker.ready:
+            self._close_worker(worker, message)
         # Its last words may still be in the socket, and may be a result.
         worker.channel.read_all()
         if self._action is not None and self._worker is worker:
@@ -524,27 +656,37 @@ class Sandbox:
             else:
                 self._retire(worker)
 
+    def _close_worker(self, worker: _Worker, message: wire.Died) -> None:
+        """A worker that ran nothing of anybody's is gone."""
+        worker.channel.close()
+        if not worker.ready:
+            how = death(message.status).message.replace("the cell's process", "its process")
+            self._listener.broken(f"the initializer failed: {how}", "", "")
+
     def _finish(self, said: Any, used: End, worker_lives: bool = True) -> None:
         worker = self._worker
         assert worker is not None
         action = self._action
         assert action is not None
         self._cancel_timer()
-        self._end_action(said, used)
-        # A script has ended as a process does: its threads and exit handlers are through.
-        ended = self._state == "fresh" or action.run.argv is not None
-        if ended or worker.signalled or not worker_lives:
-            self._retire(worker)
-        else:
-            self._next()
-
-    def _end_action(self, said: Any, used: End) -> None:
-        action = self._action
-        assert action is not None
         self._drain(action)
         self._action = None
-        self._say(action, action.finish(said, used, self._loop.time()))
+        observations = action.finish(said, used, self._loop.time())
+        worker.channel.resume()
+        session = self._state == "session"
+        # A script has ended as a process does: its threads and exit handlers are through.
+        script = isinstance(action.run.work, Cells) and action.run.work.argv is not None
+        spoiled = worker.signalled and not session
+        if script or spoiled or self._is_last(worker) or not worker_lives:
+            if session:
+                self._listener.state_lost(self, "the session's process had to be replaced")
+            self._retire(worker)
+        else:
+            worker.signalled = False
+        # Only now: whoever hears of the end may give the next run.
+        self._say(action, observations)
         self.resume()
+        self._next()
 
     def _retire(self, worker: _Worker) -> None:
         """Nothing of this worker stays; the next one takes its place when it is gone."""
@@ -577,8 +719,10 @@ class Sandbox:
         """There may be room again for output."""
         for command in self._commands.values():
             command.resume()
-        if self._closed or not self._paused or self._listener.congested():
+        if self._closed or self._listener.congested():
             return
+        if self._worker is not None:
+            self._worker.channel.resume()
         if self._action is None or self._action.open:
             for name in self._paused:
                 self._watch(name)
@@ -656,7 +800,7 @@ class Supervisor:
             self._zygote.close()
             self._lost(message.message)
 
-    def open(self, number: int, state: State, listener: Listener) -> Sandbox:
+    def open(self, number: int, opened: Open, listener: Listener) -> Sandbox:
         """Start a sandbox; runs may be given to it at once.
 
         Raises:
@@ -665,7 +809,7 @@ class Supervisor:
         """
         if self._most is not None and len(self._sandboxes) >= self._most:
             raise NoRoom(f"the runtime has {self._most} sandboxes, and takes no more")
-        sandbox = Sandbox(self, number, state, listener)
+        sandbox = Sandbox(self, number, opened, listener)
         self._sandboxes.add(sandbox)
         return sandbox
 

@@ -23,12 +23,12 @@ from starlette.websockets import WebSocket
 
 from mentis_pool import mentis_v1
 from mentis_pool.observations import End, Error, Observation, Start, StreamName
-from mentis_pool.pool_stream import MAX_RUN, Run
+from mentis_pool.pool_stream import Cells, Open, Run
 from mentis_pool.runtime.registry import Conflict, Missing, Registry, Space
 from mentis_pool.runtime.supervisor import NoRoom, Sandbox, Supervisor
 from mentis_pool.text import to_bytes
 
-MAX_BODY = MAX_RUN
+MAX_BODY = 60 * 1024 * 1024
 """Bytes of a request's body."""
 FULL = 4 * 1024 * 1024
 """Bytes waiting for a reader, from which on the sandbox's output is not read any more."""
@@ -115,7 +115,7 @@ class _Box:
         self.streams: set[_Stream] = set()
         self._cells: dict[int, _Cell] = {}
         self._count = 0
-        self._sandbox = supervisor.open(0, "session", self)
+        self._sandbox = supervisor.open(0, Open(0, "session"), self)
 
     def described(self) -> dict[str, Any]:
         """As v1 shows it."""
@@ -135,14 +135,9 @@ class _Box:
         self._sandbox.submit(
             Run(
                 action=self._count,
-                sandbox=0,
-                sources=[to_bytes(wanted.code)],
-                variables={},
-                stdin=None,
-                argv=None,
+                lane=0,
+                work=Cells([to_bytes(wanted.code)]),
                 timeout=wanted.timeout,
-                max_output=None,
-                window=None,
             )
         )
         return action_id
@@ -193,6 +188,12 @@ class _Box:
         self.say(cell.encoder.encode(observation, now))
         if isinstance(observation, End):
             del self._cells[action]
+
+    def state_lost(self, sandbox: Sandbox, reason: str) -> None:
+        """v1 has no word for it."""
+
+    def broken(self, reason: str, traceback: str, output: str) -> None:
+        """There is no initializer."""
 
     def congested(self) -> bool:
         """Whether a reader has so much to read that the sandbox has to wait."""

@@ -6,12 +6,13 @@ What a worker sends is not trusted; what the others send is.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
 from mentis_pool.errors import ProtocolError
-from mentis_pool.observations import Cut, Display, End, Error, Result
+from mentis_pool.observations import Cut, Display, End, Error, Part, Result
+from mentis_pool.pool_stream import Work
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of one message; a longer one is refused."""
@@ -103,6 +104,12 @@ class Retired(_Message, tag=22, frozen=True):
     pid: int
 
 
+class Signalled(_Message, tag=24, frozen=True):
+    """A signal that was to be sent was sent: it has reached the process before what comes now."""
+
+    pid: int
+
+
 class Executed(_Message, tag=23, frozen=True):
     """A command runs; the descriptors sent along read its stdout and its stderr.
 
@@ -116,24 +123,24 @@ class Executed(_Message, tag=23, frozen=True):
 # ── supervisor to worker; what a worker says are observations ───────────────
 
 
-class RunCells(_Message, tag=30, frozen=True):
-    """As in `mentis_pool.pool_stream.Run`.
+class RunWork(_Message, tag=30, frozen=True):
+    """Run this; ``stdin`` is what it reads.
 
-    With ``state_stays`` everything is as the last run left it: variables, directory, `_`.
+    ``namespace``: "new", or "keep": everything is as the last run left it (variables,
+    directory, `_`). "initialize": it is the initializer, whose names every later cell has;
+    its result has the output as its text.
     """
 
-    sources: list[bytes]
-    variables: dict[str, bytes]
+    work: Work
     stdin: bytes | None
-    argv: list[bytes] | None
-    state_stays: bool = False
+    namespace: Literal["new", "keep", "initialize"] = "new"
 
 
 ToZygote = NewSandbox | EndSandbox
 FromZygote = Ready | Failed
 ToInit = Fork | Retire | Signal | Execute
-FromInit = Forked | Died | Retired | Executed
-FromWorker = Display | Cut | Result | Error | End
+FromInit = Forked | Died | Retired | Executed | Signalled
+FromWorker = Display | Cut | Part | Result | Error | End
 
 M = TypeVar("M")
 
@@ -150,9 +157,10 @@ def pack(message: msgspec.Struct) -> bytes:
 
 
 class Unpacker(Generic[M]):
-    """Bytes as they come, messages as they are whole."""
+    """Bytes as they come, messages as they are whole; of one, ``limit`` bytes at most."""
 
-    def __init__(self, messages: type[M]) -> None:
+    def __init__(self, messages: type[M], limit: int = MAX_MESSAGE) -> None:
+        self._limit = limit
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(messages)
         self._pending = bytearray()
 
@@ -168,8 +176,8 @@ class Unpacker(Generic[M]):
         at = 0
         while len(pending) - at >= 4:
             size = int.from_bytes(pending[at : at + 4], "big")
-            if size > MAX_MESSAGE:
-                raise ProtocolError(f"a message of {size} bytes is over the limit of {MAX_MESSAGE}")
+            if size > self._limit:
+                raise ProtocolError(f"a message of {size} bytes is over the limit of {self._limit}")
             if len(pending) - at - 4 < size:
                 break
             body = bytes(pending[at + 4 : at + 4 + size])

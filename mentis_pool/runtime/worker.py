@@ -14,15 +14,20 @@ import pickle
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
-from mentis_pool.observations import Cut, Display, End, Error, Result
-from mentis_pool.runtime import isolation, posix, wire
+from mentis_pool.observations import Cut, Display, End, Error, Failure, Part, Result
+from mentis_pool.pool_stream import Cells, PickledCall, Shell, Work
+from mentis_pool.runtime import calls, isolation, posix, wire
 from mentis_pool.runtime.cells import CellRun, CellShell, failure_of
-from mentis_pool.text import to_text
+from mentis_pool.text import printable, to_text
+
+_KEPT = 64 * 1024
+"""Bytes kept of what an initializer writes: the last."""
 
 
 def maxrss_bytes(ru_maxrss: int) -> int:
@@ -44,7 +49,10 @@ class Worker:
         self._running = False
         self._used = False
         self._shell = CellShell.instance()
-        self._commands = wire.Unpacker(wire.RunCells)
+        self._names: dict[str, Any] = {}
+        """What an initializer cell leaves for every cell."""
+        # From the supervisor, so as long as the client likes.
+        self._commands = wire.Unpacker(wire.RunWork, limit=1 << 32)
         # Out of the way of descriptors that cells expect to be free or to be theirs.
         self._out = tuple(moved_away(fd) for fd in (stdout, stderr))
         tempfile.tempdir = None
@@ -65,16 +73,17 @@ class Worker:
             for command in self._commands.feed(data):
                 self._obey(command)
 
-    def _obey(self, command: wire.RunCells) -> None:
+    def _obey(self, command: wire.RunWork) -> None:
         begun = time.monotonic()
         cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
         said: Result | Error
+        keep = self._used and command.namespace == "keep"
         try:
             try:
-                if not (self._used and command.state_stays):
+                if not keep:
                     self._begin()
                 if self._used:
-                    if not command.state_stays:
+                    if not keep:
                         self._prepare()
                     # Not before: what the last cell held is only now given back.
                     _reset_peak()
@@ -82,11 +91,14 @@ class Worker:
                     self._stdin(command.stdin)
                 self._used = True
                 self._running = True
-                said = self._execute(command)
+                if command.namespace == "initialize":
+                    said = self._initialize(command.work)
+                else:
+                    said = self._execute(command.work)
             finally:
                 self._running = False
         except BaseException as exc:  # noqa: BLE001 - an interrupt, or what hostile code leaves behind
-            said = Result(failure=failure_of(exc))
+            said = self._raised(command.work, exc)
         if os.getpid() != self._pid:
             # A child that the cell forked, and that came to the cell's end as well.
             self._flush()
@@ -95,6 +107,11 @@ class Worker:
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         self._sock.sendall(wire.pack(said) + wire.pack(used))
+
+    def _raised(self, work: Work, exc: BaseException) -> Result | Error:
+        if isinstance(work, PickledCall):
+            return calls.raised(exc)
+        return Result(failure=failure_of(exc))
 
     def _begin(self) -> None:
         """What must hold for each cell, whatever the one before did to what they share."""
@@ -135,10 +152,15 @@ class Worker:
         stdin = open(0, encoding="utf-8", errors="surrogatepass", closefd=False)
         vars(sys).update(stdin=stdin, __stdin__=stdin)
 
-    def _execute(self, command: wire.RunCells) -> Result | Error:
+    def _execute(self, work: Work) -> Result | Error:
+        if isinstance(work, PickledCall):
+            return calls.call(work, self._part)
+        if isinstance(work, Shell):
+            return _shell(to_text(work.command))
         run = CellRun(self._shell, self._show)
-        sources = [to_text(source) for source in command.sources]
-        for name, pickled in command.variables.items():
+        self._shell.user_ns.update(self._names)
+        sources = [to_text(source) for source in work.sources]
+        for name, pickled in work.variables.items():
             try:
                 self._shell.user_ns[name] = pickle.loads(pickled)
             except Exception as exc:  # noqa: BLE001 - unpickling runs any code
@@ -148,9 +170,31 @@ class Worker:
                     f"the variable {name!r} cannot be rebuilt in the sandbox: "
                     f"{text.name}: {text.value}",
                 )
-        if command.argv is not None:
-            return run.script(sources[0], [to_text(arg) for arg in command.argv])
+        if work.argv is not None:
+            return run.script(sources[0], [to_text(arg) for arg in work.argv])
         return run.cells(sources)
+
+    def _initialize(self, work: Work) -> Result:
+        """Run the initializer; what it writes is of no task, and goes into its result."""
+        with tempfile.TemporaryFile() as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+            before = set(self._shell.user_ns)
+            try:
+                said = self._execute(work)
+            except BaseException as exc:  # noqa: BLE001 - whatever it raises, it failed
+                said = Result(failure=failure_of(exc))
+            self._flush()
+            written = os.pread(file.fileno(), _KEPT, max(0, os.fstat(file.fileno()).st_size - _KEPT))
+        if isinstance(said, Error):
+            said = Result(failure=Failure("PayloadError", said.message, ""))
+        names = self._shell.user_ns
+        if isinstance(work, Cells):
+            self._names = {name: names[name] for name in names.keys() - before}
+        return Result(failure=said.failure, text=printable(to_text(written)))
+
+    def _part(self, data: bytes) -> None:
+        self._sock.sendall(wire.pack(Part(data)))
 
     def _show(self, shown: Display | Cut) -> None:
         if os.getpid() == self._pid:
@@ -165,6 +209,19 @@ class Worker:
             except Exception:  # noqa: BLE001 - closed, or replaced by anything
                 continue
         posix.flush_stdio()
+
+
+def _shell(command: str) -> Result:
+    """Run a command in a shell, on the descriptors of this process."""
+    process = subprocess.Popen(["/bin/sh", "-c", command])
+    try:
+        code = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    # A shell's own way to say which signal it was.
+    return Result(exit_code=code if code >= 0 else 128 - code)
 
 
 def moved_away(fd: int) -> int:

@@ -1,0 +1,312 @@
+"""Which sandbox runs which action.
+
+A lane has sandboxes of its own: of a shared lane any that is idle will do, a
+session's lane has one, which keeps its state. What was added first begins first,
+whatever its lane; what waits behind a session's own cell is passed over.
+
+Pure: every method returns the orders to carry out. Ours keeps the lanes of its
+clients in the runtime; where an original runtime serves, the client keeps them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+from collections import deque
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+R = TypeVar("R")
+
+DEATHS = 5
+"""So many sandboxes in a row may be lost before one of them ran anything."""
+TRY_AGAIN = 50
+"""After so many ends there may be more room than there was."""
+
+
+# ── orders ──────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class Make:
+    """Start this sandbox, for this lane."""
+
+    sandbox: int
+    lane: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Give(Generic[R]):
+    """Have the sandbox run this."""
+
+    sandbox: int
+    action: int
+    run: R
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """End the action, which runs in this sandbox: it is not wanted any more."""
+
+    sandbox: int
+    action: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """End this sandbox, with what runs in it."""
+
+    sandbox: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Refuse:
+    """The action will not run."""
+
+    action: int
+    kind: Literal["cancelled", "rejected", "state", "unreachable"]
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fail:
+    """Sandboxes are lost as soon as they are started: none can work."""
+
+    reason: str
+
+
+Order = Make | Give[Any] | End | Drop | Refuse | Fail
+
+
+class _Waiting(NamedTuple):
+    number: int
+    action: int
+    run: Any
+
+
+def _number(waiting: _Waiting) -> int:
+    return waiting.number
+
+
+class _Lane:
+    def __init__(self, number: int, session: bool) -> None:
+        self.number = number
+        self.session = session
+        self.waiting: deque[_Waiting] = deque()
+        self.idle: deque[int] = deque()
+        self.sandboxes: set[int] = set()
+        self.begun = False
+        """Whether a session has had anything run, so that it has state to lose."""
+        self.lost: str | None = None
+        """Why a session's state is lost, until somebody was told."""
+        self.deaths = 0
+
+
+class Lanes(Generic[R]):
+    """The lanes of one client.
+
+    Args:
+        most: how many actions run at once, at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lanes: dict[int, _Lane] = {}
+        self._of: dict[int, _Lane] = {}
+        """Lanes by sandbox, as long as it is not known to be gone."""
+        self._given: dict[int, _Waiting] = {}
+        """What each busy sandbox has."""
+        self._at: dict[int, int] = {}
+        """Sandboxes by action."""
+        self._worked: set[int] = set()
+        """Sandboxes that have run something."""
+        self._room: int | None = None
+        """How many sandboxes there is room for, as far as is known."""
+        self._ended = 0
+        self._numbers = itertools.count(1)
+        self._sandboxes = itertools.count(1)
+
+    def open(self, lane: int, session: bool) -> None:
+        """A new lane."""
+        self._lanes[lane] = _Lane(lane, session)
+
+    def close(self, lane: int, reason: str = "its session was closed") -> list[Order]:
+        """A lane is of no more use."""
+        closed = self._lanes.pop(lane, None)
+        if closed is None:
+            return []
+        orders: list[Order] = [
+            Refuse(waiting.action, "cancelled", reason) for waiting in closed.waiting
+        ]
+        orders += [Drop(sandbox) for sandbox in sorted(closed.sandboxes)]
+        return [*orders, *self._go_on()]
+
+    def add(self, lane: int, action: int, run: R) -> list[Order]:
+        """A new action."""
+        its = self._lanes.get(lane)
+        if its is None:
+            return [Refuse(action, "rejected", f"there is no lane {lane}")]
+        if its.lost is not None:
+            reason, its.lost = its.lost, None
+            return [Refuse(action, "state", reason)]
+        its.waiting.append(_Waiting(next(self._numbers), action, run))
+        return self._go_on()
+
+    def cancel(self, action: int) -> list[Order]:
+        """An action is not wanted any more."""
+        if action in self._at:
+            return [End(self._at[action], action)]
+        for lane in self._lanes.values():
+            for waiting in lane.waiting:
+                if waiting.action == action:
+                    lane.waiting.remove(waiting)
+                    return [Refuse(action, "cancelled", "it was cancelled")]
+        return []
+
+    def sandbox_of(self, action: int) -> int | None:
+        """The sandbox that has this action."""
+        return self._at.get(action)
+
+    def ended(self, action: int) -> list[Order]:
+        """All was said of an action: its sandbox is free."""
+        sandbox = self._at.pop(action, None)
+        if sandbox is None:
+            return []
+        del self._given[sandbox]
+        lane = self._of[sandbox]
+        lane.deaths = 0
+        lane.begun = True
+        lane.idle.append(sandbox)
+        self._worked.add(sandbox)
+        self._ended += 1
+        if self._ended % TRY_AGAIN == 0:
+            self._room = None
+        return self._go_on()
+
+    def state_lost(self, sandbox: int, reason: str) -> list[Order]:
+        """What a session's sandbox knew is gone; to be told before its action's end."""
+        lane = self._of.get(sandbox)
+        return [] if lane is None or not lane.session else self._lose_state(lane, reason)
+
+    def lost(self, sandbox: int, reason: str) -> list[Order]:
+        """A sandbox is gone. What it was given and did not end, it did not begin."""
+        lane, given = self._remove(sandbox)
+        worked = sandbox in self._worked
+        self._worked.discard(sandbox)
+        if lane is None:
+            return []
+        orders: list[Order] = []
+        if given is not None and lane.number not in self._lanes:
+            orders.append(Refuse(given.action, "cancelled", reason))
+        elif given is not None:
+            bisect.insort(lane.waiting, given, key=_number)
+        if lane.session and lane.begun:
+            orders += self._lose_state(lane, reason)
+        if worked:
+            pass
+        elif self._given:
+            # Others work: there may be too little of something for one more.
+            self._room = len(self._of)
+        else:
+            lane.deaths += 1
+        if lane.deaths >= DEATHS:
+            lane.deaths = 0
+            return [*orders, Fail(reason)]
+        return [*orders, *self._go_on()]
+
+    def refused(self, sandbox: int, reason: str) -> list[Order]:
+        """There is no room for this sandbox: those that there are do the work."""
+        lane, given = self._remove(sandbox)
+        if lane is None:
+            return []
+        if given is not None:
+            bisect.insort(lane.waiting, given, key=_number)
+        self._room = len(self._of)
+        orders = self._go_on()
+        if not self._given:
+            # Nothing that runs will end, and so make room.
+            orders += self._refuse_all(reason)
+        return orders
+
+    def unreachable(self, reason: str) -> list[Order]:
+        """Nothing more can be done for what waits."""
+        orders: list[Order] = []
+        for lane in self._lanes.values():
+            orders += [Refuse(each.action, "unreachable", reason) for each in lane.waiting]
+            lane.waiting.clear()
+        return orders
+
+    # ── the rules ───────────────────────────────────────────────────────────
+
+    def _remove(self, sandbox: int) -> tuple[_Lane | None, _Waiting | None]:
+        lane = self._of.pop(sandbox, None)
+        if lane is None:
+            return None, None
+        lane.sandboxes.discard(sandbox)
+        if sandbox in lane.idle:
+            lane.idle.remove(sandbox)
+        given = self._given.pop(sandbox, None)
+        if given is not None:
+            del self._at[given.action]
+        return lane, given
+
+    def _lose_state(self, lane: _Lane, reason: str) -> list[Order]:
+        lane.begun = False
+        if not lane.waiting:
+            lane.lost = reason
+            return []
+        waiting, lane.waiting = lane.waiting, deque()
+        return [Refuse(each.action, "state", reason) for each in waiting]
+
+    def _refuse_all(self, reason: str) -> list[Order]:
+        # Whoever comes next asks again.
+        self._room = None
+        orders: list[Order] = []
+        for lane in self._lanes.values():
+            orders += [Refuse(each.action, "rejected", reason) for each in lane.waiting]
+            lane.waiting.clear()
+        return orders
+
+    def _go_on(self) -> list[Order]:
+        """Whatever can be given now, the oldest first."""
+        orders: list[Order] = []
+        while len(self._given) < self._most:
+            ready = [lane for lane in self._lanes.values() if lane.waiting and self._can_run(lane)]
+            if not ready:
+                break
+            lane = min(ready, key=lambda lane: lane.waiting[0].number)
+            if not lane.idle:
+                orders += self._make(lane)
+            # The one that has been idle longest: it has cleaned up after its last task.
+            sandbox = lane.idle.popleft()
+            given = lane.waiting.popleft()
+            self._given[sandbox] = given
+            self._at[given.action] = sandbox
+            orders.append(Give(sandbox, given.action, given.run))
+        return orders
+
+    def _can_run(self, lane: _Lane) -> bool:
+        if lane.idle:
+            return True
+        if lane.session and lane.sandboxes:
+            return False
+        return self._room is None or len(self._of) < self._room or self._idle_other() is not None
+
+    def _make(self, lane: _Lane) -> list[Order]:
+        orders: list[Order] = []
+        other = self._idle_other()
+        if self._room is not None and len(self._of) >= self._room and other is not None:
+            self._remove(other)
+            orders.append(Drop(other))
+        sandbox = next(self._sandboxes)
+        self._of[sandbox] = lane
+        lane.sandboxes.add(sandbox)
+        lane.idle.append(sandbox)
+        return [*orders, Make(sandbox, lane.number)]
+
+    def _idle_other(self) -> int | None:
+        """A sandbox that may make way for one of another lane."""
+        for lane in self._lanes.values():
+            if not lane.session and lane.idle:
+                return lane.idle[0]
+        return None

@@ -1,0 +1,68 @@
+"""One call: rebuild it, call it, and send what it returns or raises. Runs in the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mentis_pool.observations import Error, Failure, Result
+from mentis_pool.payload import pack_exception, pack_value, unpack_call
+from mentis_pool.pool_stream import PickledCall
+from mentis_pool.runtime.cells import failure_of
+
+PART = 1024 * 1024
+"""Bytes of a result that go in one message."""
+
+
+def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
+    """Make the call.
+
+    Args:
+        part: called with each part of a large result but the last.
+
+    What is no Exception (SystemExit, KeyboardInterrupt) is let through, as is what
+    sends a result on its way out.
+    """
+    try:
+        function, args, kwargs = unpack_call(work.pickled)
+    except Exception as exc:  # noqa: BLE001 - unpickling runs any code
+        text = failure_of(exc)
+        return Error("payload", f"the call cannot be rebuilt in the sandbox: {_told(text)}")
+    except SystemExit as exc:
+        return Error("payload", f"the call cannot be rebuilt in the sandbox: {exc!r}")
+    try:
+        if work.chunk:
+            value = [function(*each) for each in args]
+        else:
+            value = function(*args, **kwargs)
+    except Exception as exc:  # noqa: BLE001 - whatever it raises is its outcome
+        return raised(exc)
+    del function, args, kwargs
+    try:
+        result = pack_value(value)
+    except Exception as exc:  # noqa: BLE001 - pickling runs any code
+        text = failure_of(exc)
+        of = type(value).__qualname__
+        return Error("payload", f"the result, a {of}, cannot travel: {_told(text)}")
+    at = 0
+    while len(result) - at > PART:
+        part(result[at : at + PART])
+        at += PART
+    return Result(pickled=result[at:] if at else result)
+
+
+def raised(exc: BaseException) -> Result | Error:
+    """What a call's exception is, as text and as bytes."""
+    failure = failure_of(exc)
+    try:
+        return Result(failure=failure, pickled=pack_exception(exc))
+    except Exception as wrong:  # noqa: BLE001 - pickling runs any code
+        text = failure_of(wrong)
+        return Error(
+            "payload",
+            f"what it raised, a {type(exc).__qualname__}, cannot travel: {_told(text)}\n\n"
+            f"{failure.traceback}",
+        )
+
+
+def _told(failure: Failure) -> str:
+    return f"{failure.name}: {failure.value}"
