@@ -64,7 +64,6 @@ from mentis_pool.pool import (
 from mentis_pool.pool_stream import (
     Begin,
     Broken,
-    Cells,
     Close,
     Closed,
     Command,
@@ -267,9 +266,7 @@ class Engine:
         with self._lock:
             if wait:
                 self._room.wait_for(
-                    lambda: (
-                        self._pool.sessions < most or self._pool.closing or bool(self._broken)
-                    ),
+                    lambda: self._pool.sessions < most or self._pool.closing or bool(self._broken),
                     timeout,
                 )
             self._check_open()

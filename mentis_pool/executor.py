@@ -258,9 +258,7 @@ class SandboxExecutor(Executor):
         if settings.stdin is not None:
             size += len(to_bytes(settings.stdin))
         if size > MAX_RUN:
-            raise ValueError(
-                f"what is to be sent has {size} bytes, over the limit of {MAX_RUN}"
-            )
+            raise ValueError(f"what is to be sent has {size} bytes, over the limit of {MAX_RUN}")
         return Task(
             settings.task_id or secrets.token_hex(6),
             lane,
@@ -318,9 +316,9 @@ class SandboxExecutor(Executor):
         elif not iterables:
             raise TypeError(f"map({_described(fn)}) has nothing to call it with")
         elif chunksize == 1:
-            submits = (partial(self.submit, fn, *args) for args in zip(*iterables))
+            submits = (partial(self.submit, fn, *args) for args in zip(*iterables, strict=False))
         else:
-            calls = zip(*iterables)
+            calls = zip(*iterables, strict=False)
             chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
             submits = (partial(self._submit_call, fn, chunk, {}, chunk=True) for chunk in chunks)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -469,9 +467,7 @@ def _initializer(
             raise TypeError("initargs= is for a callable: a cell has no arguments")
         return Cells([to_bytes(initializer)])
     if not callable(initializer):
-        raise TypeError(
-            f"initializer must be a callable or a cell, not {_described(initializer)}"
-        )
+        raise TypeError(f"initializer must be a callable or a cell, not {_described(initializer)}")
     return PickledCall(pack_call(initializer, tuple(initargs), {}).pickled)
 
 

@@ -72,7 +72,13 @@ def pack_call(fn: Any, args: Any, kwargs: Any) -> Call:
     import cloudpickle
 
     try:
-        return Call(pickle.dumps((fn, args, kwargs), 5) if getattr(fn, "__module__", "") != "__main__" else cloudpickle.dumps((fn, args, kwargs)), frozenset(), None)
+        return Call(
+            pickle.dumps((fn, args, kwargs), 5)
+            if getattr(fn, "__module__", "") != "__main__"
+            else cloudpickle.dumps((fn, args, kwargs)),
+            frozenset(),
+            None,
+        )
     except BaseException as exc:
         raise PayloadError(f"cannot travel: {exc}") from exc
 

@@ -17,7 +17,7 @@ import itertools
 from collections import deque
 from typing import Literal
 
-from mentis_pool.observations import End, Error, ErrorKind, Observation, Start
+from mentis_pool.observations import End, Error, Observation, Start
 from mentis_pool.task import State, Task
 
 CELLS, CALLS = 1, 2

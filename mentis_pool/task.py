@@ -116,7 +116,6 @@ class Record:
         if isinstance(observation, End):
             self.ended = True
 
-
     def take_pickled(self) -> tuple[bytes | None, Failure | None]:
         """What a call returned or raised in its last attempt; its bytes are not kept."""
         parts: list[bytes] = []
@@ -150,7 +149,6 @@ class Task:
         "max_output",
         "number",
         "record",
-        "reruns",
         "settings",
         "size",
         "started",
@@ -195,9 +193,7 @@ class Task:
         self.action = 0
         self.record = Record(max_output, bounded=settings.on_output is None)
         self.losses = 0
-        """How often it was lost before it began."""
-        self.reruns = 0
-        """How often it was lost after that."""
+        """How often it was lost."""
         self.again = False
         self.unwanted = False
         """Whether its user had it ended: then it is not run again."""
@@ -222,7 +218,8 @@ class Task:
         if isinstance(observation, Start):
             self.started = now
         if isinstance(observation, Error):
-            self.again = self._may_run_again(observation.kind)
+            begun = self.state is State.RUNNING or observation.kind != "unreachable"
+            self.again = self._may_run_again(observation.kind, begun)
         elif not isinstance(observation, End):
             # Its Start may be missing: whatever is said of it, it may have begun.
             self.state = State.RUNNING
@@ -232,21 +229,16 @@ class Task:
             self.state = State.ENDED
         self.record.add(observation)
 
-    def _may_run_again(self, kind: str) -> bool:
-        """Whether it is run again after such an `Error`."""
+    def _may_run_again(self, kind: str, begun: bool) -> bool:
+        """Whether it is run again after such an `Error`; ``begun``: it may have begun."""
         retries = self.settings.retries
         if kind not in _SANDBOX_FAILED or self.unwanted or not isinstance(retries, int):
             return False
-        if self.state is not State.RUNNING:
-            return self.losses < retries
-        return self.settings.idempotent and self.reruns < retries
+        return self.losses < retries and (self.settings.idempotent or not begun)
 
     def back(self) -> None:
         """It waits again."""
-        if self.state is State.RUNNING:
-            self.reruns += 1
-        else:
-            self.losses += 1
+        self.losses += 1
         self.again = False
         self.started = None
         self.state = State.QUEUED
@@ -256,9 +248,10 @@ class Task:
 
         Gives what stands for its End.
         """
-        if self.state is not State.RUNNING and kind == "died":
-            kind = "unknown"
-        self.observe(Error(kind, message), now)
+        begun = self.state is State.RUNNING
+        self.again = self._may_run_again(kind, begun)
+        if not self.again:
+            self.record.add(Error("unknown" if kind == "died" and not begun else kind, message))
         return End(now - self.started if self.started is not None else 0.0)
 
     @property

@@ -30,10 +30,7 @@ def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
     except SystemExit as exc:
         return Error("payload", f"the call cannot be rebuilt in the sandbox: {exc!r}")
     try:
-        if work.chunk:
-            value = [function(*each) for each in args]
-        else:
-            value = function(*args, **kwargs)
+        value = [function(*each) for each in args] if work.chunk else function(*args, **kwargs)
     except Exception as exc:  # noqa: BLE001 - whatever it raises is its outcome
         return raised(exc)
     del function, args, kwargs

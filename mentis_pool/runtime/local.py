@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 
+import tenacity
+
 from mentis_pool.errors import RuntimeUnavailable
 from mentis_pool.runtime import isolation, program
 
@@ -29,6 +31,9 @@ _RUNTIME = (
 )
 _SWEEP_AGE = 60.0
 """Seconds: a directory younger than this may be about to get its owner."""
+
+_PATIENCE = 5.0
+"""Seconds within which a runtime's directory can be removed; otherwise it is swept later."""
 
 
 class LocalRuntime:
@@ -162,7 +167,19 @@ class LocalRuntime:
     def _release(self) -> None:
         os.close(self._lock)
         self._log.close()
+        # Where it was killed its sandboxes are on their way out, and still write there.
+        gone = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda left: left),
+            stop=tenacity.stop_after_delay(_PATIENCE),
+            wait=tenacity.wait_fixed(0.02),
+            retry_error_callback=lambda _: None,
+        )
+        gone(self._remove)
+
+    def _remove(self) -> bool:
+        """Remove its directory; whether something is left."""
         shutil.rmtree(self._directory, ignore_errors=True)
+        return os.path.lexists(self._directory)
 
 
 def search_path() -> list[str]:

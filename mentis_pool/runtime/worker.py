@@ -185,7 +185,9 @@ class Worker:
             except BaseException as exc:  # noqa: BLE001 - whatever it raises, it failed
                 said = Result(failure=failure_of(exc))
             self._flush()
-            written = os.pread(file.fileno(), _KEPT, max(0, os.fstat(file.fileno()).st_size - _KEPT))
+            written = os.pread(
+                file.fileno(), _KEPT, max(0, os.fstat(file.fileno()).st_size - _KEPT)
+            )
         if isinstance(said, Error):
             said = Result(failure=Failure("PayloadError", said.message, ""))
         names = self._shell.user_ns
