@@ -11,7 +11,7 @@
     ├─ RuntimeUnavailable
     ├─ RuntimeRejected
     ├─ ProtocolError        the other side broke the protocol
-    ├─ PayloadError         a variable cannot travel
+    ├─ PayloadError         something cannot travel, or may not be rebuilt (also pickle.PicklingError)
     └─ BrokenSandboxPool    (also concurrent.futures.BrokenExecutor)
 
 Each can be pickled. One that is the outcome of a task carries what the task gave
@@ -23,6 +23,7 @@ from __future__ import annotations
 import builtins
 from concurrent.futures import BrokenExecutor
 from functools import cache
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -220,8 +221,11 @@ class ProtocolError(MentisPoolError):
         return str(self.args[0])
 
 
-class PayloadError(MentisPoolError):
-    """A variable cannot travel to the sandbox; the message names it."""
+class PayloadError(MentisPoolError, PicklingError):
+    """Something cannot travel to a sandbox or back, or may not be rebuilt here.
+
+    The message names what it is and, where trust is missing, the remedy.
+    """
 
 
 class BrokenSandboxPool(MentisPoolError, BrokenExecutor):
