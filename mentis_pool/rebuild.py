@@ -100,9 +100,11 @@ def rebuild(pickled: bytes, call: Call, trust: Trust) -> object:
     """
     try:
         opcodes.check(pickled)
-        log: list[_Line] = []
-        value = _Unpickler(pickled, log).load()
-        return _Replay(call, trust).run(log, value) if log else value
+        unpickler = _Unpickler(pickled)
+        value = unpickler.load()
+        if unpickler.boxes is None:
+            return value
+        return _Replay(call, trust).run(unpickler.boxes.log, value)
     except PayloadError:
         raise
     except BaseException as exc:  # noqa: BLE001 - a trusted class is code: it may even exit
@@ -153,8 +155,8 @@ class _MakesBoxes:
 
     __slots__ = ("log",)
 
-    def __init__(self, log: list[_Line]) -> None:
-        self.log = log
+    def __init__(self) -> None:
+        self.log: list[_Line] = []
 
     def __call__(self, *parts: object) -> _Box:
         return _Box(self.log, parts)
@@ -164,14 +166,17 @@ class _MakesBoxes:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, pickled: bytes, log: list[_Line]) -> None:
+    boxes: _MakesBoxes | None = None
+
+    def __init__(self, pickled: bytes) -> None:
         super().__init__(BytesIO(pickled))
-        self.boxes = _MakesBoxes(log)
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == box.__module__ and name == box.__name__:
-            return self.boxes
-        raise _untrusted(module, name)
+        if module != box.__module__ or name != box.__name__:
+            raise _untrusted(module, name)
+        if self.boxes is None:
+            self.boxes = _MakesBoxes()
+        return self.boxes
 
 
 def _untrusted(module: str, name: str) -> PayloadError:
@@ -183,7 +188,7 @@ def _untrusted(module: str, name: str) -> PayloadError:
 
 # ── replay ──────────────────────────────────────────────────────────────────
 
-_LEAVES = frozenset((type(None), bool, int, float, str, bytes, bytearray, memoryview))
+_LEAVES = frozenset((type(None), bool, int, float, str, bytes, bytearray))
 _CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
 
 
@@ -247,8 +252,10 @@ class _Replay:
             return value
         if type_ is _Box:
             return value.made
+        if type_ is _MakesBoxes:
+            raise PayloadError("the sandbox sent a box that is not made")
         if type_ not in _CONTAINERS:
-            return value  # an object of ours already: a container that was seen before held it
+            return value  # in a container that was seen already, and is shared
         known = id(value)
         if known in self.real_of:
             return self.real_of[known]
