@@ -13,48 +13,55 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable
+from datetime import tzinfo
 from math import prod
 from typing import Any
 
 from mentis_pool.boxes import Boxed, boxed
-from mentis_pool.standard_types import Maker, Packer
+from mentis_pool.standard_types import Maker, Packer, only
 
 MAX_UNBACKED = 1 << 20
 """Elements of an array, or bytes of one element, that no bytes in the pickle stand for."""
 
 
-def packer_of(type_: type) -> Packer | None:
-    """The packer of a type of numpy or pandas, if it is listed."""
-    np = sys.modules.get("numpy")
-    if np is not None:
-        if type_ is np.ndarray:
-            return _pack_array
-        if issubclass(type_, np.str_):
-            return lambda value: boxed("numpy.str_", str(value))
-        if issubclass(type_, np.generic):
-            return _pack_scalar
-        if issubclass(type_, np.dtype):
-            return lambda value: boxed("numpy.dtype", _described(value))
-    pd = sys.modules.get("pandas")
-    if pd is not None:
-        for name, packer in _PANDAS.items():
-            if getattr(pd, name) is type_:
-                return packer
-        if type_ is type(pd.NaT):
-            return lambda value: boxed("pandas.NaT")
-        if type_ is type(pd.NA):
-            return lambda value: boxed("pandas.NA")
-        if issubclass(type_, pd.Index):
-            return _pack_index
-        if issubclass(type_, pd.api.extensions.ExtensionArray):
-            return _pack_extension
-        if issubclass(type_, pd.api.extensions.ExtensionDtype):
-            return lambda value: boxed("pandas.dtype", *_dtype_parts(value))
+def numpy_packer(type_: type) -> Packer | None:
+    """The packer of a type of numpy, if it is listed."""
+    import numpy as np
+
+    if type_ is np.ndarray:
+        return _pack_array
+    if issubclass(type_, np.str_):
+        return lambda value: boxed("numpy.str_", str(value))
+    if issubclass(type_, np.generic):
+        return _pack_scalar
+    if issubclass(type_, np.dtype):
+        return lambda value: boxed("numpy.dtype", _described(value))
     return None
 
 
-def _refuse(value: object) -> None:
-    raise pickle.PicklingError(f"a {type(value).__module__}.{type(value).__name__} does not travel")
+def pandas_packer(type_: type) -> Packer | None:
+    """The packer of a type of pandas, if it is listed."""
+    import pandas as pd
+
+    for name, packer in _PANDAS.items():
+        if getattr(pd, name) is type_:
+            return packer
+    if type_ is type(pd.NaT):
+        return lambda value: boxed("pandas.NaT")
+    if type_ is type(pd.NA):
+        return lambda value: boxed("pandas.NA")
+    if issubclass(type_, pd.Index):
+        return _pack_index
+    if issubclass(type_, pd.api.extensions.ExtensionArray):
+        return _pack_extension
+    if issubclass(type_, pd.api.extensions.ExtensionDtype):
+        return lambda value: boxed("pandas.dtype", *_dtype_parts(value))
+    return None
+
+
+def _not_listed(value: object) -> pickle.PicklingError:
+    type_ = type(value)
+    return pickle.PicklingError(f"a {type_.__module__}.{type_.__name__} does not travel")
 
 
 # ── numpy ───────────────────────────────────────────────────────────────────
@@ -72,7 +79,7 @@ def _described(dtype: Any) -> object:
             fields.append((name, title, _described(field), offset))
         return fields, dtype.itemsize, dtype.isalignedstruct
     if dtype.kind not in "?bhilqpBHILQPefdgFDGSUVOMmiufcb":
-        _refuse(dtype)
+        raise _not_listed(dtype)
     return str(dtype.str)
 
 
@@ -104,14 +111,14 @@ def _pack_array(array: Any) -> Boxed:
     import numpy as np
 
     dtype = _described(array.dtype)
+    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+    whole = array.T if fortran else np.ascontiguousarray(array)
     if array.dtype.hasobject:
         if array.dtype.names is not None:
             fields = [np.asarray(array[name]) for name in array.dtype.names]
-            return boxed("numpy.records", dtype, array.shape, fields)
+            return boxed("numpy.records", dtype, array.shape, fortran, fields)
         # Not tolist(): of an array with one array in it that would give a list.
-        return boxed("numpy.objects", array.shape, list(array.reshape(-1)))
-    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
-    whole = array.T if fortran else np.ascontiguousarray(array)
+        return boxed("numpy.objects", array.shape, fortran, list(whole.reshape(-1)))
     if array.nbytes == 0:
         return boxed("numpy.array", dtype, array.shape, fortran, b"")
     # A view, so that the bytes go straight from the array into the pickle: as bytearray, if
@@ -143,6 +150,10 @@ def _make_array(described: Any, shape: Any, fortran: bool, content: bytes | byte
         raise ValueError("an array whose shape does not fit its content")
     array = np.frombuffer(content, dtype)
     _check_text(array)
+    return _shaped(array, shape, fortran)
+
+
+def _shaped(array: Any, shape: tuple[int, ...], fortran: bool) -> Any:
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
@@ -159,18 +170,16 @@ def _check_text(array: Any) -> None:
             raise ValueError("an array of text with what is no character")
 
 
-def _make_objects(shape: Any, values: list[object]) -> Any:
+def _make_objects(shape: Any, fortran: bool, values: list[object]) -> Any:
     import numpy as np
 
     if type(values) is not list:
         raise TypeError("the objects of an array are a list")
     shape = _shape(shape)
-    if not values:
-        return np.empty(shape if 0 in shape else (0,), object).reshape(shape)
-    return np.fromiter(values, object, len(values)).reshape(shape)
+    return _shaped(np.fromiter(values, object, len(values)), shape, fortran)
 
 
-def _make_records(described: Any, shape: Any, fields: list[Any]) -> Any:
+def _make_records(described: Any, shape: Any, fortran: bool, fields: list[Any]) -> Any:
     import numpy as np
 
     dtype, shape = _dtype(described), _shape(shape)
@@ -181,7 +190,7 @@ def _make_records(described: Any, shape: Any, fields: list[Any]) -> Any:
             raise ValueError(f"the field {name!r} has another shape than its records")
         if field.dtype != (dtype[name].subdtype or (dtype[name],))[0]:
             raise ValueError(f"the field {name!r} has another dtype than its records")
-    array = np.zeros(shape, dtype)
+    array = np.zeros(shape, dtype, order="F" if fortran else "C")
     for name, field in zip(dtype.names, fields, strict=True):
         array[name] = field
     return array
@@ -224,6 +233,7 @@ def _make_timestamp(at: Any, zone: Any, fold: int) -> Any:
         raise TypeError("a Timestamp is made of a datetime64")
     stamp = pd.Timestamp(at)
     if zone is not None:
+        only(tzinfo, zone)
         return stamp.tz_localize("UTC").tz_convert(zone)
     return stamp.replace(fold=fold) if fold else stamp
 
@@ -280,11 +290,11 @@ def _dtype_parts(dtype: Any) -> tuple[object, ...]:
     if name == "DatetimeTZDtype":
         return name, dtype.unit, dtype.tz
     if name == "PeriodDtype":
-        return name, dtype.freq.freqstr
+        return name, dtype.name[len("period[") : -1]  # freqstr is another name of it, for times
     if name == "IntervalDtype":
         return name, dtype.subtype, dtype.closed
     if name not in _MASKED:
-        _refuse(dtype)
+        raise _not_listed(dtype)
     return (name,)
 
 
@@ -314,6 +324,8 @@ def _make_dtype(name: str, *parts: Any) -> Any:
         raise TypeError(f"no dtype of pandas: {name}")
     if name == "CategoricalDtype" and parts[0] is not None:
         _only_index(parts[0])
+    if name == "DatetimeTZDtype":
+        only(tzinfo, parts[1])
     return getattr(pd, name)(*parts)
 
 
@@ -341,8 +353,7 @@ def _pack_extension(array: Any) -> Boxed:
         return boxed("pandas.times", zone, array.to_numpy(f"M8[{array.unit}]"))
     if type(array).__name__ == "TimedeltaArray":
         return boxed("pandas.times", None, array.to_numpy())
-    _refuse(array)
-    raise AssertionError
+    raise _not_listed(array)
 
 
 def _make_extension(dtype: Any, values: Any, other: Any = None) -> Any:
@@ -409,8 +420,6 @@ def _pack_index(index: Any) -> Boxed:
     if type(index) is pd.MultiIndex:
         codes = list(map(np.asarray, index.codes))
         return boxed("pandas.MultiIndex", list(index.levels), codes, list(index.names))
-    if type(index).__module__.partition(".")[0] != "pandas":
-        _refuse(index)
     freq = index.freq if isinstance(index, (pd.DatetimeIndex, pd.TimedeltaIndex)) else None
     return boxed("pandas.Index", _column(index), index.name, None if freq is None else freq.freqstr)
 

@@ -43,11 +43,10 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             and not self.can_be_imported(module)
         ):
             # cloudpickle takes for importable whatever is in sys.modules.
-            if is_class:
-                reduced = _dynamic_class_reduce(obj)
-            elif isinstance(obj, FunctionType):
-                reduced = self._dynamic_function_reduce(obj)
-        if is_class and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
+            carry = _dynamic_class_reduce if is_class else self._dynamic_function_reduce
+            reduced = carry(obj)
+        carried = isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER
+        if is_class and carried and isinstance(module, str):
             self.classes[module, obj.__qualname__] = obj
         return reduced
 

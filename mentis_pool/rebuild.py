@@ -140,9 +140,6 @@ class _Box:
     def extend(self, items: list[object]) -> None:
         self.log.append((_Replay.extend, self, items, None))
 
-    def append(self, item: object) -> None:
-        self.log.append((_Replay.extend, self, [item], None))
-
     def __setitem__(self, key: object, value: object) -> None:
         self.log.append((_Replay.set_item, self, key, value))
 
@@ -189,7 +186,8 @@ def _untrusted(module: str, name: str) -> PayloadError:
 # ── replay ──────────────────────────────────────────────────────────────────
 
 _LEAVES = frozenset((type(None), bool, int, float, str, bytes, bytearray))
-_CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
+_UNCHANGING = frozenset((tuple, frozenset))
+_CONTAINERS = _UNCHANGING | {list, dict, set}
 
 
 class _Replay:
@@ -199,11 +197,17 @@ class _Replay:
         self.names = _Names(call, trust)
         self.real_of: dict[int, object] = {}  # id of a container: what became of it
         self.kept: list[object] = []  # so that no such id is given to another
+        self.waiting = 0  # boxes that were met before their turn
+        self.unfinished: list[Any] = []  # lists, dicts and sets that have such a box
 
     def run(self, log: list[_Line], value: object) -> object:
         for act, box_, first, second in log:
             act(self, box_, first, second)
-        return self.real(value)
+        value = self.real(value)
+        unfinished, self.unfinished, self.waiting = self.unfinished, [], 0
+        for container in unfinished:
+            _IN_PLACE[type(container)](self, container)
+        return value
 
     def make(self, box_: _Box, _first: None, _second: None) -> None:
         kind, *parts = box_.parts
@@ -214,14 +218,20 @@ class _Replay:
             from mentis_pool import array_types
 
             maker = array_types.MAKERS.get(kind)
-        if maker is None:
-            maker = getattr(self.names, _MAKE[kind]) if kind in _MAKE else None
+        elif maker is None and kind in _MAKE:
+            maker = getattr(self.names, _MAKE[kind])
         if maker is None:
             raise PayloadError(f"the sandbox sent a box of an unknown kind: {kind[:100]!r}")
-        box_.made = maker(*map(self.real, parts))
+        box_.made = maker(*self.all_real(parts))
 
     def set_state(self, box_: _Box, state: object, _: None) -> None:
-        kind, state = box_.parts[0], self.real(state)
+        kind, before = box_.parts[0], self.waiting
+        (state,) = self.all_real([state])
+        if self.waiting != before:
+            # Of these the values are handed on, not the dict.
+            for part in state if type(state) is tuple else [state]:
+                if type(part) is dict:
+                    self.refuse_unmade(part.values())
         if kind in standard_types.WITH_ATTRIBUTES:
             box_.made.__dict__.update(_attributes(state))
         elif kind == "exception":
@@ -232,55 +242,84 @@ class _Replay:
             raise PayloadError(f"the sandbox sent a state for what has none: {kind[:100]!r}")
 
     def extend(self, box_: _Box, items: list[object], _: None) -> None:
-        kind, items = box_.parts[0], self.real(items)
+        kind, items = box_.parts[0], self.all_real(items)
         if kind in _INSTANCES:
             _own(box_).extend(items)
         else:
             standard_types.EXTEND[kind](box_.made, items)
 
     def set_item(self, box_: _Box, key: object, value: object) -> None:
-        kind, key, value = box_.parts[0], self.real(key), self.real(value)
+        kind, (key, value) = box_.parts[0], self.all_real([key, value])
         if kind in _INSTANCES:
             _own(box_)[key] = value
         else:
             standard_types.SET_ITEM[kind](box_.made, key, value)
 
+    def all_real(self, values: list[Any]) -> list[Any]:
+        """Of what is handed to others: nothing may be left to be made, but in what can be filled."""
+        if _LEAVES.issuperset(map(type, values)):
+            return values
+        before, real = self.waiting, list(map(self.real, values))
+        if self.waiting != before:
+            self.refuse_unmade(real)
+        return real
+
+    def refuse_unmade(self, values: Iterable[object]) -> None:
+        for value in values:
+            type_ = type(value)
+            if type_ is _Box or (type_ in _UNCHANGING and id(value) not in self.real_of):
+                raise PayloadError("the sandbox sent an object that is made of what comes later")
+
     def real(self, value: Any) -> Any:
-        """Put objects where boxes are: in lists, dicts and sets in place, in tuples anew."""
+        """Put objects where boxes are: in lists, dicts and sets in place, in tuples anew.
+
+        A list may be met before all in it is made: it is in one of its own elements. So in
+        a list, dict or set, boxes (and tuples of them) may stay until the end.
+        """
         type_ = type(value)
         if type_ in _LEAVES:
             return value
         if type_ is _Box:
-            return value.made
+            try:
+                return value.made
+            except AttributeError:
+                self.waiting += 1
+                return value
         if type_ is _MakesBoxes:
             raise PayloadError("the sandbox sent a box that is not made")
-        if type_ not in _CONTAINERS:
-            return value  # in a container that was seen already, and is shared
         known = id(value)
-        if known in self.real_of:
-            return self.real_of[known]
+        if type_ not in _CONTAINERS or known in self.real_of:
+            return self.real_of.get(known, value)
         self.kept.append(value)
-        if type_ is tuple or type_ is frozenset:
+        before = self.waiting
+        if type_ in _UNCHANGING:
             made = value
             if not _LEAVES.issuperset(map(type, value)):
                 made = type_(map(self.real, value))
-            # A tuple in itself (by way of a list) was finished within.
-            return self.real_of.setdefault(known, made)
+                if self.waiting != before:
+                    return value  # as it was, for another time
+            # One in itself (by way of a list) was finished within.
+            made = self.real_of.setdefault(known, made)
+            self.real_of[id(made)] = made
+            self.kept.append(made)
+            return made
         self.real_of[known] = value
         _IN_PLACE[type_](self, value)
+        if self.waiting != before:
+            self.unfinished.append(value)
         return value
 
-    def _in_list(self, items: list[object]) -> None:
+    def in_list(self, items: list[object]) -> None:
         if not _LEAVES.issuperset(map(type, items)):
             items[:] = map(self.real, items)
 
-    def _in_set(self, items: set[object]) -> None:
+    def in_set(self, items: set[object]) -> None:
         if not _LEAVES.issuperset(map(type, items)):
             real = list(map(self.real, items))
             items.clear()
             items.update(real)
 
-    def _in_dict(self, pairs: dict[object, object]) -> None:
+    def in_dict(self, pairs: dict[object, object]) -> None:
         if not _LEAVES.issuperset(map(type, pairs)):
             real = [(self.real(key), self.real(value)) for key, value in pairs.items()]
             pairs.clear()
@@ -291,9 +330,9 @@ class _Replay:
 
 
 _IN_PLACE: dict[type, Callable[[_Replay, Any], None]] = {
-    list: _Replay._in_list,
-    set: _Replay._in_set,
-    dict: _Replay._in_dict,
+    list: _Replay.in_list,
+    set: _Replay.in_set,
+    dict: _Replay.in_dict,
 }
 
 
@@ -308,7 +347,7 @@ class _Names:
         self.trust = trust
         # Id: class or function that may be called, and types that no argument may have. (By
         # id, for the metaclass of a class may have a hash of its own.)
-        self.may_make: dict[int, tuple[object, tuple[type, ...]]] = {}
+        self.may_make: dict[int, tuple[object, tuple[type, ...] | None]] = {}
 
     def find(self, module: Any, name: Any) -> type:
         """What a box of a class stands for.
@@ -362,16 +401,14 @@ class _Names:
             raise PayloadError("the sandbox sent an exception of no class of exceptions")
         if type(args) is not tuple:
             raise PayloadError("the sandbox sent an exception whose arguments are no tuple")
-        exc: BaseException
         base = builtin_base(cls)
         if base in _UNPACKING and any(type(arg) is range for arg in args):
             raise PayloadError(f"{cls.__qualname__} would get a range instead of its content")
+        exc: BaseException = base.__new__(cls, *args)
         try:
-            exc = base.__new__(cls, *args)
             base.__init__(exc, *args)
         except (TypeError, ValueError):
             # A class of one's own put something else into args than its builtin takes.
-            exc = BaseException.__new__(cls)
             exc.args = args
         return exc
 
@@ -402,7 +439,10 @@ class _Names:
             if isinstance(cls, type):
                 raise _untrusted(cls.__module__, cls.__qualname__)
             raise PayloadError("the sandbox sent an object of no class")
-        if known[1] and any(isinstance(arg, known[1]) for arg in args):
+        refused = known[1]
+        if refused is None:
+            raise PayloadError(f"{cls.__qualname__} came out of the sandbox in no way that is safe")
+        if refused and any(isinstance(arg, refused) for arg in args):
             raise PayloadError(f"{cls.__qualname__} would get a size instead of its content")
 
 
@@ -496,16 +536,18 @@ _NOBODYS_OWN = (type, ModuleType, FunctionType, BuiltinFunctionType, Enum)
 _FILLED = (list, tuple, set, frozenset, dict, deque)
 
 
-def _refused_by(cls: type) -> tuple[type, ...]:
-    """The types of arguments that the builtin constructor of a class would believe too much."""
-    for base in cls.__mro__:
-        if _package(base.__module__) in ("numpy", "pandas"):
-            return (object,)  # it may believe a pointer
+def _refused_by(cls: type) -> tuple[type, ...] | None:
+    """The types of arguments that a class's builtin constructor would believe too much.
+
+    None where no instance may be made at all.
+    """
+    if issubclass(cls, Enum):
+        return None  # members come by their name
+    if any(_package(base.__module__) in ("numpy", "pandas") for base in cls.__mro__):
+        return None  # a state is believed there, down to the memory
     if issubclass(cls, (bytes, bytearray)):
         return (int,)  # a size
-    if issubclass(cls, _FILLED):
-        return (range,)  # as long as a sandbox likes
-    return (object,) if issubclass(cls, Enum) else ()  # members come by their name
+    return (range,) if issubclass(cls, _FILLED) else ()  # as long as a sandbox likes
 
 
 _TEXT = frozenset((str,))

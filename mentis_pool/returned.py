@@ -11,6 +11,7 @@ import copyreg
 import pickle
 import sys
 from collections.abc import Callable
+from enum import Enum
 from io import BytesIO
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, cast
@@ -86,18 +87,21 @@ def _packer_of(type_: type) -> Packer:
         return _pack_function
     if issubclass(type_, BaseException) and not _has_own_reduce(type_):
         return _pack_exception
-    enum = sys.modules.get("enum")
-    if enum is not None and issubclass(type_, enum.Enum):
+    if issubclass(type_, Enum):
         return _pack_enum_member
     return _listed(type_) or _pack_instance
 
 
 def _listed(type_: type) -> Packer | None:
     package = type_.__module__.partition(".")[0]
-    if package in ("numpy", "pandas"):
-        from mentis_pool import array_types
+    if package == "numpy":
+        from mentis_pool.array_types import numpy_packer
 
-        return array_types.packer_of(type_)
+        return numpy_packer(type_)
+    if package == "pandas":
+        from mentis_pool.array_types import pandas_packer
+
+        return pandas_packer(type_)
     for name, packer in standard_types.PACKERS.get(package, {}).items():
         if getattr(sys.modules.get(package), name, None) is type_:
             return packer
@@ -114,8 +118,8 @@ def _pack_function(function: Any) -> Any:
     if "<" in function.__qualname__:
         raise pickle.PicklingError(f"{function.__qualname__} has no name to travel by")
     module = function.__module__
-    if module is None:  # a method of a builtin type
-        raise pickle.PicklingError(f"{function!r} has no module to travel by")
+    if module is None:
+        raise pickle.PicklingError("a method of a builtin type has no name to travel by")
     return boxed("function", module, function.__qualname__)
 
 
@@ -128,11 +132,13 @@ def _pack_enum_member(member: Any) -> Boxed:
 
 def _has_own_reduce(cls: type) -> bool:
     """Whether an exception class says itself how it is pickled."""
-    for base in cls.__mro__:
-        if "__reduce__" in vars(base) or "__reduce_ex__" in vars(base):
-            package = base.__module__.partition(".")[0]
-            return package != "mentis_pool" and package not in sys.stdlib_module_names
-    raise AssertionError("object has it")  # pragma: no cover
+    # BaseException has it, if no other.
+    says = next(b for b in cls.__mro__ if not vars(b).keys().isdisjoint(_REDUCE))
+    package = says.__module__.partition(".")[0]
+    return package != "mentis_pool" and package not in sys.stdlib_module_names
+
+
+_REDUCE = frozenset(("__reduce__", "__reduce_ex__"))
 
 
 def _pack_exception(exc: BaseException) -> Boxed:
@@ -143,12 +149,13 @@ def _pack_exception(exc: BaseException) -> Boxed:
     return boxed("exception", type(exc), reduced[1], state=state)
 
 
-def builtin_base(cls: type) -> type[BaseException]:
+def builtin_base(cls: type[BaseException]) -> type[BaseException]:
     """The nearest builtin exception that a class of exceptions is made from."""
-    for base in cls.__mro__:
-        if base.__module__ == "builtins" and issubclass(base, BaseException):
-            return base
-    raise TypeError(f"{cls.__name__} is no class of exceptions")
+    return next(
+        base
+        for base in cls.__mro__
+        if base.__module__ == "builtins" and issubclass(base, BaseException)
+    )
 
 
 def _pack_instance(obj: Any) -> Boxed:

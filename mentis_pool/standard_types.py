@@ -23,7 +23,8 @@ MAX_FRACTION_BITS = 200_000
 """Of a numerator or denominator: it is reduced again, which takes time in the square of it."""
 
 
-def _only(type_: type | tuple[type, ...], *values: object) -> None:
+def only(type_: type, *values: object) -> None:
+    """Refuse a part of a box that is of another type."""
     for value in values:
         if not isinstance(value, type_):
             raise TypeError(f"{type(value).__name__} where a part of another type belongs")
@@ -33,12 +34,12 @@ def _only(type_: type | tuple[type, ...], *values: object) -> None:
 
 
 def _make_complex(real: float, imaginary: float) -> complex:
-    _only(float, real, imaginary)
+    only(float, real, imaginary)
     return complex(real, imaginary)
 
 
 def _make_range(start: int, stop: int, step: int) -> range:
-    _only(int, start, stop, step)
+    only(int, start, stop, step)
     return range(start, stop, step)
 
 
@@ -51,7 +52,7 @@ def _make_slice(start: object, stop: object, step: object) -> slice:
 
 
 def _make_date(year: int, month: int, day: int) -> datetime.date:
-    _only(int, year, month, day)
+    only(int, year, month, day)
     return datetime.date(year, month, day)
 
 
@@ -63,7 +64,7 @@ def _pack_time(value: datetime.time) -> Boxed:
 def _make_time(
     hour: int, minute: int, second: int, microsecond: int, zone: datetime.tzinfo | None, fold: int
 ) -> datetime.time:
-    _only(int, hour, minute, second, microsecond)
+    only(int, hour, minute, second, microsecond)
     return datetime.time(hour, minute, second, microsecond, zone, fold=fold)
 
 
@@ -74,13 +75,13 @@ def _pack_datetime(value: datetime.datetime) -> Boxed:
 
 def _make_datetime(*parts: Any) -> datetime.datetime:
     *numbers, zone, fold = parts
-    _only(int, *numbers)
+    only(int, *numbers)
     year, month, day, hour, minute, second, microsecond = numbers
     return datetime.datetime(year, month, day, hour, minute, second, microsecond, zone, fold=fold)
 
 
 def _make_timedelta(days: int, seconds: int, microseconds: int) -> datetime.timedelta:
-    _only(int, days, seconds, microseconds)
+    only(int, days, seconds, microseconds)
     return datetime.timedelta(days, seconds, microseconds)
 
 
@@ -97,7 +98,7 @@ def _make_timezone(offset: datetime.timedelta, *name: str) -> datetime.timezone:
 def _make_zone(key: str) -> datetime.tzinfo:
     from zoneinfo import ZoneInfo
 
-    _only(str, key)
+    only(str, key)
     return ZoneInfo(key)  # refuses what leads out of the directories of time zones
 
 
@@ -113,14 +114,14 @@ def _pack_zone(value: Any) -> Boxed:
 def _make_decimal(text: str) -> object:
     from decimal import Decimal
 
-    _only(str, text)
+    only(str, text)
     return Decimal(text)
 
 
 def _make_fraction(numerator: int, denominator: int) -> object:
     from fractions import Fraction
 
-    _only(int, numerator, denominator)
+    only(int, numerator, denominator)
     if max(numerator.bit_length(), denominator.bit_length()) > MAX_FRACTION_BITS:
         raise ValueError(f"a fraction of more than {MAX_FRACTION_BITS} bits")
     return Fraction(numerator, denominator)
@@ -129,7 +130,7 @@ def _make_fraction(numerator: int, denominator: int) -> object:
 def _make_uuid(number: int, safe: str) -> object:
     from uuid import UUID, SafeUUID
 
-    _only(int, number)
+    only(int, number)
     return UUID(int=number, is_safe=SafeUUID[safe])
 
 
@@ -139,7 +140,7 @@ _PATHS = ("PurePosixPath", "PureWindowsPath", "PosixPath", "WindowsPath")
 def _make_path(name: str, text: str) -> object:
     import pathlib
 
-    _only(str, text)
+    only(str, text)
     return getattr(pathlib, _PATHS[_PATHS.index(name)])(text)
 
 
@@ -151,7 +152,7 @@ _ADDRESSES = tuple(
 def _make_ip(name: str, text: str) -> object:
     import ipaddress
 
-    _only(str, text)
+    only(str, text)
     return getattr(ipaddress, _ADDRESSES[_ADDRESSES.index(name)])(text)
 
 
@@ -188,8 +189,8 @@ def _make_completed(args: Any, returncode: int, stdout: Any, stderr: Any) -> obj
 def _make_array(typecode: str, content: bytes) -> object:
     from array import array
 
-    _only(str, typecode)
-    _only(bytes, content)
+    only(str, typecode)
+    only(bytes, content)
     made = array(typecode)
     made.frombytes(content)
     return made

@@ -27,11 +27,16 @@ def same_array(back, array):
     assert back.dtype.isalignedstruct == array.dtype.isalignedstruct
     assert back.shape == array.shape
     assert back.flags.fnc == array.flags.fnc
-    np.testing.assert_array_equal(back, array)
+    if array.dtype.names is None:
+        np.testing.assert_array_equal(back, array)
+    else:  # NaN in a record is never equal
+        assert repr(back.tolist()) == repr(array.tolist())
 
 
 RECORDS = np.dtype([("a", "i4"), ("b", "f8", (2, 3)), (("title", "c"), "S3")])
-NESTED = np.dtype({"names": ["x", "y"], "formats": [RECORDS, "U2"], "offsets": [8, 80], "itemsize": 100})
+NESTED = np.dtype(
+    {"names": ["x", "y"], "formats": [RECORDS, "U2"], "offsets": [8, 80], "itemsize": 100}
+)
 
 ARRAYS = [
     np.arange(12).reshape(3, 4),
@@ -74,7 +79,9 @@ def test_an_array_comes_back_as_it_was(array):
 
 @given(
     numpy_strategies.arrays(
-        numpy_strategies.scalar_dtypes() | numpy_strategies.array_dtypes() | numpy_strategies.nested_dtypes(),
+        numpy_strategies.scalar_dtypes()
+        | numpy_strategies.array_dtypes()
+        | numpy_strategies.nested_dtypes(),
         numpy_strategies.array_shapes(min_dims=0, min_side=0, max_side=3),
     )
 )
@@ -128,7 +135,8 @@ def test_a_scalars_class_is_a_value_and_numpys_errors_are_errors():
 
 
 @pytest.mark.parametrize(
-    "value", [np.ma.array([1]), np.matrix([1]), np.random.default_rng(1), np.sin, np.poly1d([1])]
+    "value",
+    [np.ma.array([1]), np.rec.array([(1, 2)]), np.random.default_rng(1), np.sin, np.poly1d([1])],
 )
 def test_what_is_not_listed_does_not_come_back(value):
     with pytest.raises(PayloadError):
@@ -175,21 +183,34 @@ FORGED_ARRAYS = [
     Ask("numpy.array", ([FIELD], 2, False), (1,), False, b"xx"),
     Ask("numpy.array", (LONG, 2, False), (1,), False, b"xx"),
     Ask("numpy.dtype", "no dtype"),
-    Ask("numpy.objects", (2,), [1]),
-    Ask("numpy.objects", (1,), LONG),
-    Ask("numpy.objects", (1 << 40,), []),
-    Ask("numpy.records", ([FIELD], 4, False), (1,), []),
-    Ask("numpy.records", "f8", (1,), []),
-    Ask("numpy.records", ([FIELD], 1 << 30, False), (1,), [np.zeros(1, "i4")]),
-    Ask("numpy.records", ([FIELD], 4, False), (1,), [Ask("numpy.array", "f8", (1,), False, b"x" * 8)]),
-    Ask("numpy.records", ([FIELD], 4, False), (2,), [Ask("numpy.array", "i4", (1,), False, b"x" * 4)]),
-    Ask("numpy.records", ([FIELD], 4, False), (1,), ["x"]),
+    Ask("numpy.objects", (2,), False, [1]),
+    Ask("numpy.objects", (1,), False, LONG),
+    Ask("numpy.objects", (1 << 40,), False, []),
+    Ask("numpy.records", ([FIELD], 4, False), (1,), False, []),
+    Ask("numpy.records", "f8", (1,), False, []),
+    Ask("numpy.records", ([FIELD], 1 << 30, False), (1,), False, [np.zeros(1, "i4")]),
+    Ask(
+        "numpy.records",
+        ([FIELD], 4, False),
+        (1,),
+        False,
+        [Ask("numpy.array", "f8", (1,), False, b"x" * 8)],
+    ),
+    Ask(
+        "numpy.records",
+        ([FIELD], 4, False),
+        (2,),
+        False,
+        [Ask("numpy.array", "i4", (1,), False, b"x" * 4)],
+    ),
+    Ask("numpy.records", ([FIELD], 4, False), (1,), False, ["x"]),
     Ask("numpy.scalar", 5),
     Ask("numpy.scalar", Ask("numpy.array", "i4", (1,), False, b"x" * 4)),
     Ask("numpy.str_", b"x"),
     Ask("numpy.array", "i4", (1,), False, b"x" * 4, state=(1, (1 << 40,), "O", False, b"")),
     Ask("new", cls(np.ndarray), ((1,),), {}),
     Ask("new", cls(OwnArray), ((1,),), {}),
+    Ask("new", cls(OwnArray), (), {}),
     Ask("call", cls(OwnArray), ((1 << 40,),)),
     Ask("call", cls(np.memmap), ("file", "f8", "w+")),
     Ask("call", cls(np.float64), (1.5,)),
@@ -206,7 +227,7 @@ def test_a_forged_array_is_refused(ask, tmp_path, monkeypatch):
 
 # ── pandas ──────────────────────────────────────────────────────────────────
 
-TIMES = pd.to_datetime(["2020-01-01", None, "2021-06-01 12:00"])
+TIMES = pd.to_datetime(["2020-01-01", None, "2021-06-01"])
 NUMBERS = pd.Series([1.5, None, 3.0], name="n", index=["x", "y", "z"])
 
 SERIES = [
@@ -315,9 +336,7 @@ def test_a_frame_that_was_changed_to_pieces():
     "value",
     [
         pd.Timestamp("2020-01-01 12:00", tz="Europe/Berlin"),
-        pd.Timestamp("2021-10-31 02:30", tz="Europe/Berlin", fold=1)
-        if sys.version_info >= (3, 11)
-        else pd.Timestamp(5),
+        pd.Timestamp(datetime.datetime(2021, 10, 31, 2, 30, fold=1), tz="Europe/Berlin"),
         pd.Timestamp("2020-01-01").replace(fold=1),
         pd.Timestamp(5, unit="ns"),
         pd.Timestamp("1000-01-01").as_unit("s"),
@@ -377,7 +396,12 @@ BYTES = Ask("pandas.array", INTS, array(1), Ask("numpy.array", "?", (1,), False,
 FORGED_PANDAS = [
     Ask("pandas.Timestamp", 5, None, 0),
     Ask("pandas.Timestamp", "2020", None, 0),
-    Ask("pandas.Timestamp", Ask("numpy.scalar", Ask("numpy.array", "M8[ns]", (), False, b"x" * 8)), 5, 0),
+    Ask(
+        "pandas.Timestamp",
+        Ask("numpy.scalar", Ask("numpy.array", "M8[ns]", (), False, b"x" * 8)),
+        5,
+        0,
+    ),
     Ask("pandas.Timedelta", "5s"),
     Ask("pandas.Period", "5", "M"),
     Ask("pandas.Period", 5, "no freq"),
@@ -448,5 +472,7 @@ def test_a_worker_that_has_no_numpy_imports_none():
         "pack_value([datetime.date(2020, 1, 1), ValueError]); pack_exception(ValueError(1))\n"
         "print({'numpy', 'pandas', 'cloudpickle', 'decimal'} & set(sys.modules))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "set()\n"

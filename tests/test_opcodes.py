@@ -46,10 +46,8 @@ def test_a_part_of_a_pickle_may_not(value, data):
         check(pickled[:end])
     except PayloadError:
         return
-    # Cut at a byte that reads as the end: nothing that could do harm.
-    with pytest.raises(Exception, match=""):
-        pickle.loads(pickled[:end])
-        raise pickle.UnpicklingError
+    # Cut where a byte reads as the end: what remains to be said can do no harm.
+    assert pickled[end - 1 : end] == b"."
 
 
 def test_shared_and_recursive_values_may_be_loaded():
@@ -146,7 +144,7 @@ def bomb(levels, *, wide=2):
 @pytest.mark.parametrize("end", [b"s.", b"\x90.", b"R.", b"\x91."])
 def test_tuples_that_share_tuples_are_no_key(levels, wide, end):
     started = time.monotonic()
-    with pytest.raises(PayloadError, match="share|broken"):
+    with pytest.raises(PayloadError, match=r"share|broken"):
         check(bomb(levels, wide=wide) + end)
     assert time.monotonic() - started < 5
 
@@ -168,7 +166,11 @@ def test_a_mark_may_be_popped():
 
 
 def test_what_is_large_and_plain_is_read_about_as_fast_as_it_is_loaded():
-    for value in (b"x" * 50_000_000, list(range(1_000_000)), [{"a": str(n)} for n in range(200_000)]):
+    for value in (
+        b"x" * 50_000_000,
+        list(range(1_000_000)),
+        [{"a": str(n)} for n in range(200_000)],
+    ):
         pickled = pickle.dumps(value, 5)
         started = time.perf_counter()
         pickle.loads(pickled)

@@ -281,6 +281,50 @@ def test_an_object_of_the_callables_own_package_comes_back(value):
     assert type(back) is type(value)
 
 
+def test_objects_that_know_the_containers_they_are_in_come_back():
+    first, second = Frozen(1), Frozen(2)
+    for made in ([first, second], {first: second, second: first}, {first, second}):
+        owner = Point(made)
+        if isinstance(made, list):
+            made[:] = [owner, second, (second, [owner])]
+        elif isinstance(made, dict):
+            made.update(owner=owner, other=second, more=[Frozen(3)])
+        back = there_and_back([owner, made, Frozen(4)], HERE)
+        assert back[0].x is back[1]
+        assert len(back[1]) == len(made)
+        assert "_Box" not in repr(back)
+    # Each of a family knows all.
+    family = [Point(n) for n in range(5)]
+    for one in family:
+        one.y = {"all": family, "by": dict(enumerate(family))}
+    back = there_and_back(family, HERE)
+    assert all(one.y["all"] is back for one in back)
+    assert [one.x for one in back[3].y["by"].values()] == list(range(5))
+
+
+class Hashed(Point):
+    """In a set that it knows."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+
+def test_objects_that_know_the_sets_they_are_keys_of_come_back():
+    members, keys = set(), {}
+    for n in range(5):
+        one = Hashed(members, keys)
+        members.add(one)
+        keys[one] = (n, one)
+    back = there_and_back(members, HERE)
+    assert {type(one) for one in back} == {Hashed}
+    for one in back:
+        assert one.x is back
+        assert set(one.y) == back
+        assert one.y[one][1] is one
+
+
 def test_each_way_to_be_pickled_works():
     assert vars(there_and_back(Own(1), HERE)) == {"x": 1, "more": 1}
     assert there_and_back(Stateful(), HERE).x == 1
@@ -346,8 +390,7 @@ class PickyValue(ValueError):
 
 class PickySyntax(SyntaxError):
     def __init__(self):
-        Exception.__init__(self, 1, 2, 3)
-        self.args = (1, 2, 3)
+        self.args = (1, 2)
 
 
 class Reduced(Exception):
@@ -392,7 +435,17 @@ def test_an_exception_comes_back_as_it_was(exc):
     assert type(back) is type(exc)
     assert (repr(back), str(back)) == (repr(exc), str(exc))
     assert vars(back) == vars(exc)
-    for name in ("errno", "filename", "filename2", "lineno", "name", "path", "value", "code", "end"):
+    for name in (
+        "errno",
+        "filename",
+        "filename2",
+        "lineno",
+        "name",
+        "path",
+        "value",
+        "code",
+        "end",
+    ):
         assert getattr(back, name, None) == getattr(exc, name, None)
 
 
@@ -406,7 +459,7 @@ def test_an_exception_whose_constructor_takes_other_arguments_comes_back():
     back = error_there_and_back(PickyDecode("odd"), HERE)
     assert (str(back), back.start) == (str(PickyDecode("odd")), 0)
     assert error_there_and_back(PickyValue(), HERE).args == ("other", "arguments")
-    assert error_there_and_back(PickySyntax(), HERE).args == (1, 2, 3)
+    assert error_there_and_back(PickySyntax(), HERE).args == (1, 2)
 
 
 def test_an_exception_that_says_itself_how_it_is_pickled_is_made_so():
@@ -557,10 +610,21 @@ FORGED = {
 
 
 @pytest.mark.parametrize("ask", FORGED.values(), ids=FORGED)
-@pytest.mark.parametrize("around", [lambda ask: ask, lambda ask: {(1,): [ask]}, lambda ask: {"x": (ask,)}])
+@pytest.mark.parametrize(
+    "around", [lambda ask: ask, lambda ask: {(1,): [ask]}, lambda ask: {"x": (ask,)}]
+)
 def test_a_forgery_is_refused_and_runs_nothing(ask, around):
     with pytest.raises(PayloadError):
-        read(forge(around(ask)), HERE, "os", "posix", "subprocess", "threading", "builtins", "antigravity")
+        read(
+            forge(around(ask)),
+            HERE,
+            "os",
+            "posix",
+            "subprocess",
+            "threading",
+            "builtins",
+            "antigravity",
+        )
     assert "antigravity" not in sys.modules
 
 
@@ -588,6 +652,10 @@ BY_HAND = {
     "called text": b"\x8c\x01x)R",
     "another name": b"\x8c\x02os\x8c\x06system\x93",
     "a name of ours": b"\x8c\x11mentis_pool.boxes\x8c\x05boxed\x93",
+    "a box in itself": BOX + b"\x8c\x05slice]\x94NN\x87R\x94h\x01h\x02aR",
+    "a state from later": BOX
+    + b"\x8c\x0fSimpleNamespace\x85R}\x94\x8c\x01xNsb0h\x01\x8c\x01xh\x00\x8c\x04date\x85Rs",
+    "a part from later": BOX + b"\x8c\x05slice]\x94NN(1t",
     "a name in that": b"\x8c\x11mentis_pool.boxes\x8c\x0fbox.__globals__\x93",
     "a name that is none": b"NN\x93",
 }

@@ -132,7 +132,12 @@ def test_a_time_zone_of_a_file_has_no_name():
         there_and_back(zone)
 
 
-@given(st.datetimes(timezones=st.none() | st.timezones()) | st.timedeltas() | st.decimals() | st.uuids())
+@given(
+    st.datetimes(timezones=st.none() | st.timezones())
+    | st.timedeltas()
+    | st.decimals()
+    | st.uuids()
+)
 def test_any_of_the_common_ones_comes_back(value):
     back = there_and_back([value])[0]
     assert repr(back) == repr(value)
