@@ -13,7 +13,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable
-from datetime import tzinfo
+from datetime import timedelta, tzinfo
 from math import prod
 from typing import Any
 
@@ -275,6 +275,39 @@ def _make_na() -> Any:
     import pandas as pd
 
     return pd.NA
+
+
+# ── pytz: time zones of pandas before 3 ─────────────────────────────────────
+
+
+def pytz_packer(type_: type) -> Packer | None:
+    """The packer of a time zone of pytz."""
+    return _pack_pytz if issubclass(type_, tzinfo) else None
+
+
+def _pack_pytz(zone: Any) -> Boxed:
+    if zone.zone is None:
+        return boxed("pytz.offset", int(zone.utcoffset(None).total_seconds() // 60))
+    # As in its own pickle: the name, and of a zone with summer time which of its offsets.
+    return boxed("pytz.zone", zone.zone, *zone.__reduce__()[1][1:])
+
+
+def _make_pytz(name: str, *of: Any) -> Any:
+    import pytz
+
+    zone = pytz.timezone(name)
+    if not of:
+        return zone
+    offset, summer, short = of
+    # Not by its own unpickler, which would add an offset that the zone never had.
+    return zone._tzinfos[timedelta(seconds=offset), timedelta(seconds=summer), short]
+
+
+def _make_pytz_offset(minutes: int) -> Any:
+    import pytz
+
+    only(int, minutes)
+    return pytz.FixedOffset(minutes)
 
 
 # ── pandas: dtypes, arrays ──────────────────────────────────────────────────
@@ -558,6 +591,13 @@ _PANDAS: dict[str, Callable[[Any], Boxed]] = {
     "Interval": lambda value: boxed("pandas.Interval", value.left, value.right, value.closed),
 }
 
+PACKER_OF: dict[str, Callable[[type], Packer | None]] = {
+    "numpy": numpy_packer,
+    "pandas": pandas_packer,
+    "pytz": pytz_packer,
+}
+"""Package: what gives the packer of a type of it."""
+
 MAKERS: dict[str, Maker] = {
     "numpy.array": _make_array,
     "numpy.objects": _make_objects,
@@ -565,6 +605,8 @@ MAKERS: dict[str, Maker] = {
     "numpy.scalar": _make_scalar,
     "numpy.str_": _make_str,
     "numpy.dtype": _dtype,
+    "pytz.zone": _make_pytz,
+    "pytz.offset": _make_pytz_offset,
     "pandas.Timestamp": _make_timestamp,
     "pandas.Timedelta": _make_timedelta,
     "pandas.Period": _make_period,

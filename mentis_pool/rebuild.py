@@ -214,7 +214,7 @@ class _Replay:
         if type(kind) is not str:
             raise PayloadError("the sandbox sent a box of no kind")
         maker = standard_types.MAKERS.get(kind)
-        if maker is None and kind.startswith(("numpy.", "pandas.")):
+        if maker is None and kind.startswith(("numpy.", "pandas.", "pytz.")):
             from mentis_pool import array_types
 
             maker = array_types.MAKERS.get(kind)
@@ -265,10 +265,13 @@ class _Replay:
         return real
 
     def refuse_unmade(self, values: Iterable[object]) -> None:
-        for value in values:
-            type_ = type(value)
-            if type_ is _Box or (type_ in _UNCHANGING and id(value) not in self.real_of):
-                raise PayloadError("the sandbox sent an object that is made of what comes later")
+        if any(map(self.is_unmade, values)):
+            raise PayloadError("the sandbox sent an object that is made of what comes later")
+
+    def is_unmade(self, value: object) -> bool:
+        """Whether it is a box still, or a tuple of some."""
+        type_ = type(value)
+        return type_ is _Box or (type_ in _UNCHANGING and id(value) not in self.real_of)
 
     def real(self, value: Any) -> Any:
         """Put objects where boxes are: in lists, dicts and sets in place, in tuples anew.
@@ -296,7 +299,7 @@ class _Replay:
             made = value
             if not _LEAVES.issuperset(map(type, value)):
                 made = type_(map(self.real, value))
-                if self.waiting != before:
+                if self.waiting != before and any(map(self.is_unmade, made)):
                     return value  # as it was, for another time
             # One in itself (by way of a list) was finished within.
             made = self.real_of.setdefault(known, made)

@@ -94,14 +94,10 @@ def _packer_of(type_: type) -> Packer:
 
 def _listed(type_: type) -> Packer | None:
     package = type_.__module__.partition(".")[0]
-    if package == "numpy":
-        from mentis_pool.array_types import numpy_packer
+    if package in ("numpy", "pandas", "pytz"):
+        from mentis_pool import array_types
 
-        return numpy_packer(type_)
-    if package == "pandas":
-        from mentis_pool.array_types import pandas_packer
-
-        return pandas_packer(type_)
+        return array_types.PACKER_OF[package](type_)
     for name, packer in standard_types.PACKERS.get(package, {}).items():
         if getattr(sys.modules.get(package), name, None) is type_:
             return packer

@@ -6,6 +6,7 @@ import datetime
 import os
 import subprocess
 import sys
+import zoneinfo
 
 import pytest
 from forged import Ask, cls, forge, read, there_and_back
@@ -108,7 +109,7 @@ def test_an_array_that_could_be_written_to_can_be():
 SCALARS = [
     *(np.float64(1.5), np.float32("nan"), np.int8(-1), np.uint64(2**64 - 1), np.bool_(True)),
     *(np.complex128(1j), np.longdouble(1) / 3, np.str_("ü"), np.str_(""), np.bytes_(b"x")),
-    *(np.datetime64("2020-01-01T00:00", "m"), np.datetime64("NaT"), np.timedelta64(5, "s")),
+    *(np.datetime64("2020-01-01T00:00", "m"), np.datetime64("NaT", "s"), np.timedelta64(5, "s")),
     np.zeros(1, RECORDS)[0],
     np.array([(1, [2])], np.dtype([("a", "i4"), ("o", "O")]))[0],
 ]
@@ -227,6 +228,7 @@ def test_a_forged_array_is_refused(ask, tmp_path, monkeypatch):
 
 # ── pandas ──────────────────────────────────────────────────────────────────
 
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 TIMES = pd.to_datetime(["2020-01-01", None, "2021-06-01"])
 NUMBERS = pd.Series([1.5, None, 3.0], name="n", index=["x", "y", "z"])
 
@@ -336,7 +338,7 @@ def test_a_frame_that_was_changed_to_pieces():
     "value",
     [
         pd.Timestamp("2020-01-01 12:00", tz="Europe/Berlin"),
-        pd.Timestamp(datetime.datetime(2021, 10, 31, 2, 30, fold=1), tz="Europe/Berlin"),
+        pd.Timestamp(datetime.datetime(2021, 10, 31, 2, 30, fold=1), tz=BERLIN),
         pd.Timestamp("2020-01-01").replace(fold=1),
         pd.Timestamp(5, unit="ns"),
         pd.Timestamp("1000-01-01").as_unit("s"),
@@ -360,6 +362,30 @@ def test_what_is_missing_stays_missing():
     nat, na = there_and_back([pd.NaT, pd.NA])
     assert nat is pd.NaT
     assert na is pd.NA
+
+
+def test_time_zones_of_pytz_come_back_as_they_were():
+    pytz = pytest.importorskip("pytz")
+    berlin = pytz.timezone("Europe/Berlin")
+    for zone in (berlin, pytz.utc, pytz.timezone("Etc/GMT-3"), pytz.FixedOffset(90)):
+        assert there_and_back(zone) is zone
+    for month in (1, 7):
+        day = berlin.localize(datetime.datetime(2020, month, 1))
+        back = there_and_back(day)
+        assert back == day
+        assert back.tzinfo is day.tzinfo
+    times = pd.Series(TIMES.tz_localize(berlin))
+    pd.testing.assert_series_equal(there_and_back(times), times)
+    for ask in (
+        Ask("pytz.zone", "../../etc/passwd"),
+        Ask("pytz.zone", "Europe/Berlin", 5, 0, "X"),
+        Ask("pytz.offset", "5"),
+        Ask("function", "pytz", "timezone"),
+    ):
+        with pytest.raises(PayloadError):
+            read(forge(ask), "pytz")
+    with pytest.raises(PayloadError):
+        there_and_back(pytz.UnknownTimeZoneError)
 
 
 class OwnFrame(pd.DataFrame):
@@ -390,7 +416,7 @@ def array(*values, dtype="i8"):
 ZERO = Ask("numpy.array", "i8", (), False, b"x" * 8)
 ENDLESS = Ask("pandas.RangeIndex", 0, 10**12, 1, None)
 ONE = Ask("pandas.RangeIndex", 0, 1, 1, None)
-INTS = Ask("pandas.dtype", "Int64")
+INTS = Ask("pandas.dtype", "Int64Dtype")
 BYTES = Ask("pandas.array", INTS, array(1), Ask("numpy.array", "?", (1,), False, b"\0"))
 
 FORGED_PANDAS = [

@@ -302,6 +302,24 @@ def test_objects_that_know_the_containers_they_are_in_come_back():
     assert [one.x for one in back[3].y["by"].values()] == list(range(5))
 
 
+def test_an_object_with_slots_may_know_its_list():
+    slotted = Slotted(1)
+    slotted.x = [slotted, Frozen(2)]
+    back = there_and_back(slotted, HERE)
+    assert back.x[0] is back
+    assert back.x[1] == Frozen(2)
+
+
+def test_a_tuple_of_a_class_that_is_in_its_own_list_comes_back():
+    inside: list[object] = [Frozen(1)]
+    pair = Pair(inside, (inside, Frozen(2)))
+    inside += [pair, Frozen(3)]
+    back = there_and_back([pair], HERE)[0]
+    assert back.left is back.right[0]
+    assert back.left[1] is back
+    assert back.left[::2] == [Frozen(1), Frozen(3)]
+
+
 class Hashed(Point):
     """In a set that it knows."""
 
@@ -638,6 +656,7 @@ BY_HAND = {
     "slots of the name": BOX + b"N}\x8c\x03log]s\x86b",
     "items of the name": BOX + b"K\x01a",
     "pairs of the name": BOX + b"NNs",
+    "the name twice": BOX + b"0" + BOX[2:],
     "no kind": BOX + b")R",
     "arguments that are none": BOX + b"NR",
     "slots of a class": POINT + b"N}\x8c\x06extendNs\x86b",
@@ -655,6 +674,10 @@ BY_HAND = {
     "a box in itself": BOX + b"\x8c\x05slice]\x94NN\x87R\x94h\x01h\x02aR",
     "a state from later": BOX
     + b"\x8c\x0fSimpleNamespace\x85R}\x94\x8c\x01xNsb0h\x01\x8c\x01xh\x00\x8c\x04date\x85Rs",
+    "slots from later": BOX
+    + b"\x8c\x03new"
+    + POINT[len(BOX) :]
+    + b")}tR]\x94N}\x8c\x01xh\x01s\x86b",
     "a part from later": BOX + b"\x8c\x05slice]\x94NN(1t",
     "a name in that": b"\x8c\x11mentis_pool.boxes\x8c\x0fbox.__globals__\x93",
     "a name that is none": b"NN\x93",
