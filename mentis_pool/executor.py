@@ -26,9 +26,10 @@ from mentis_pool.engine import Engine
 from mentis_pool.errors import BrokenSandboxPool, MentisPoolError, PayloadError
 from mentis_pool.future import CallFuture, CellFuture
 from mentis_pool.observations import Stream
-from mentis_pool.payload import Call, Trust, pack_call, pickle_variables, rebuild
+from mentis_pool.payload import Call, pack_call, pickle_variables
 from mentis_pool.pool import CALLS, CELLS
 from mentis_pool.pool_stream import MAX_RUN, Cells, Open, PickledCall, Shell, Work
+from mentis_pool.rebuild import Trust, rebuild
 from mentis_pool.results import CellResult
 from mentis_pool.runtime.local import cpus
 from mentis_pool.session import Session

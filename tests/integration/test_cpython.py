@@ -220,7 +220,10 @@ CLASSES = [
 
 def test_every_one_is_run_or_left_out_with_a_reason():
     theirs = {
-        f"{cls.__name__}.{name}" for cls in CLASSES for name in vars(cls) if name.startswith("test_")
+        f"{cls.__name__}.{name}"
+        for cls in CLASSES
+        for name in vars(cls)
+        if name.startswith("test_")
     }
     run = set()
     for cls in list(globals().values()):
