@@ -414,7 +414,7 @@ class Engine:
 
     def _judge(self, task: Task) -> None:
         """Ask the policy that its user gave; where it cannot be asked, it is not run again."""
-        result, value, failure = self._outcome(task, None)
+        _, value, failure = self._outcome(task, None)
         wait: float | None = None
         try:
             wait = _wait_of(task, value, failure)
@@ -628,11 +628,11 @@ class Engine:
         try:
             result, value, failure = self._outcome(task, error)
             self._log_end(task, result, failure)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001
             # A fault of ours, and the end of the executor: not before this one is told.
             failure = BrokenSandboxPool(f"the executor broke: {type(exc).__name__}: {exc}")
             failure.__cause__ = exc
-            self._fault = exc
+            self._break(exc)
         with self._lock:
             # It may end before it began; or have been cancelled at this moment.
             live = task.claim()
@@ -652,8 +652,6 @@ class Engine:
             # Neither holds the other any longer.
             future._task = task.future = None
             self._followers.pop(task, None)
-            if self._fault is not None:
-                self._break(self._fault)
 
     def _outcome(
         self, task: Task, error: Exception | None

@@ -48,7 +48,7 @@ def _pack(what: str, value: object) -> bytes:
     file = BytesIO()
     try:
         _Pickler(file, 5).dump(value)
-    except Exception as exc:  # noqa: BLE001 - pickling runs any code of the value's class
+    except Exception as exc:  # pickling runs any code of the value's class
         raise PayloadError(
             f"{what} ({type(value).__name__}) cannot travel from the sandbox: {_text(exc)}"
         ) from exc
