@@ -162,11 +162,22 @@ class _MakesBoxes:
         raise pickle.UnpicklingError("a name has no state")
 
 
+class _Whole(BytesIO):
+    """All the bytes at once.
+
+    Where the unpickler cannot peek, it reads one frame at a time, and forgets what is left of it when
+    an opcode goes on beyond its end: it would then see other opcodes than `opcodes.check` did.
+    """
+
+    def peek(self, _: int) -> bytes:
+        return self.getvalue()[self.tell() :]
+
+
 class _Unpickler(pickle.Unpickler):
     boxes: _MakesBoxes | None = None
 
     def __init__(self, pickled: bytes) -> None:
-        super().__init__(BytesIO(pickled))
+        super().__init__(_Whole(pickled))
 
     def find_class(self, module: str, name: str) -> Any:
         if module != box.__module__ or name != box.__name__:

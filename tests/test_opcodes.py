@@ -6,7 +6,7 @@ import pickle
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mentis_pool.errors import PayloadError
@@ -33,11 +33,13 @@ plain = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(plain)
 def test_what_pickle_makes_of_plain_data_may_be_loaded(value):
     check(pickle.dumps(value, 5))
 
 
+@settings(max_examples=50)
 @given(plain, st.data())
 def test_a_part_of_a_pickle_may_not(value, data):
     pickled = pickle.dumps(value, 5)
