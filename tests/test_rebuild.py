@@ -20,13 +20,14 @@ import pytest
 from forged import Ask, cls, forge, read, there_and_back
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_opcodes import plain
+from test_opcodes import plain, unhurried
 
 from mentis_pool import boxes, errors
 from mentis_pool.errors import PayloadError
 from mentis_pool.payload import pack_call
-from mentis_pool.rebuild import Trust, rebuild
+from mentis_pool.rebuild import rebuild
 from mentis_pool.returned import pack_exception, pack_value
+from mentis_pool.trust import Trust
 
 HERE = __name__
 RAN: list[object] = []
@@ -218,7 +219,7 @@ alias = os.system
 # ── what comes back ─────────────────────────────────────────────────────────
 
 
-@settings(max_examples=50)
+@unhurried
 @given(plain)
 def test_plain_data_comes_back_as_it_was(value):
     assert picture(there_and_back(value)) == picture(value)
@@ -307,9 +308,9 @@ def test_objects_that_know_the_containers_they_are_in_come_back():
 def test_an_object_of_any_state_may_know_its_list(make):
     made = make()
     made.x = [made, Frozen(2)]
-    back = there_and_back(made, HERE)
-    assert back.x[0] is back
-    assert back.x[1] == Frozen(2)
+    for back in (there_and_back(made, HERE), there_and_back(made.x, HERE)[0]):
+        assert back.x[0] is back
+        assert back.x[1] == Frozen(2)
 
 
 def test_a_tuple_of_a_class_that_is_in_its_own_list_comes_back():
@@ -831,6 +832,7 @@ def survives(pickled):
         pass
 
 
+@unhurried
 @given(st.binary())
 def test_any_bytes_are_refused_or_harmless(data):
     survives(data)
@@ -850,7 +852,7 @@ SEEDS = [
 SYMBOLS = [bytes([n]) for n in b"()\x85\x86\x87tR\x93b]}ueas0\x94h\x00h\x01N\x88K\x010\x8f\x90\x91"]
 
 
-@settings(max_examples=300)
+@settings(unhurried, max_examples=300)
 @given(st.sampled_from(SEEDS), st.data())
 def test_changed_pickles_are_refused_or_harmless(pickled, data):
     changed = bytearray(pickled)
@@ -862,7 +864,7 @@ def test_changed_pickles_are_refused_or_harmless(pickled, data):
     RAN.clear()  # Point's own __init__ and extend may be called: of an instance they are its own
 
 
-@settings(max_examples=300)
+@settings(unhurried, max_examples=300)
 @given(st.lists(st.sampled_from(SYMBOLS), max_size=60).map(b"".join), st.sampled_from([BOX, POINT]))
 def test_any_order_of_opcodes_is_refused_or_harmless(ops, start):
     survives(start + ops + b".")

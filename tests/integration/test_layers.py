@@ -33,6 +33,7 @@ PURE = [
     "payload",
     "returned",
     "opcodes",
+    "trust",
     "rebuild",
     "original",
     "slot",
