@@ -29,13 +29,14 @@ from mentis_pool.observations import Stream
 from mentis_pool.payload import Call, pack_call, pickle_variables
 from mentis_pool.pool import CALLS, CELLS
 from mentis_pool.pool_stream import MAX_RUN, Cells, Open, PickledCall, Shell, Work
-from mentis_pool.rebuild import Trust, rebuild
+from mentis_pool.rebuild import rebuild
 from mentis_pool.results import CellResult
 from mentis_pool.runtime.local import cpus
 from mentis_pool.session import Session
 from mentis_pool.task import Settings, Task
 from mentis_pool.text import to_bytes
 from mentis_pool.threads import Threads
+from mentis_pool.trust import Trust
 
 MAX_OUTPUT = 10 * 1024 * 1024
 _UNSET: Any = object()

@@ -45,7 +45,7 @@ def _counted(op: bytes) -> bytes:
 # BININT1, BININT2, BININT, BINFLOAT; SHORT_BINUNICODE, LONG1, SHORT_BINBYTES.
 _SCALARS = rb"K.|M..|J.{4}|G.{8}|" + _counted(rb"[\x8c\x8aC]")
 _GETS = rb"h.|j.{4}"
-# FRAME: the unpickler reads on through it, whatever length it says. PROTO.
+# FRAME: it says nothing to an unpickler that has all the bytes (`rebuild._Whole`). PROTO.
 _NOTHING = rb"\x95.{8}|\x80[\x02-\x05]"
 # BINUNICODE, BINBYTES, LONG4; BINUNICODE8, BINBYTES8, BYTEARRAY8: so many bytes are the length.
 _LENGTH = dict.fromkeys(b"XB\x8b", 4) | dict.fromkeys(b"\x8d\x8e\x96", 8)

@@ -6,8 +6,9 @@ import pickle
 
 from mentis_pool.boxes import boxed
 from mentis_pool.payload import Call
-from mentis_pool.rebuild import Trust, rebuild
+from mentis_pool.rebuild import rebuild
 from mentis_pool.returned import pack_value
+from mentis_pool.trust import Trust
 
 
 class Ask:

@@ -21,6 +21,7 @@ import pytest
 from forged import Ask, cls, forge, read, there_and_back
 from hypothesis import given
 from hypothesis import strategies as st
+from test_opcodes import unhurried
 
 from mentis_pool.errors import PayloadError
 from mentis_pool.standard_types import MAX_FRACTION_BITS
@@ -132,6 +133,7 @@ def test_a_time_zone_of_a_file_has_no_name():
         there_and_back(zone)
 
 
+@unhurried
 @given(
     st.datetimes(timezones=st.none() | st.timezones())
     | st.timedeltas()
@@ -143,6 +145,7 @@ def test_any_of_the_common_ones_comes_back(value):
     assert repr(back) == repr(value)
 
 
+@unhurried
 @given(st.fractions() | st.complex_numbers() | st.dates() | st.times() | st.ip_addresses())
 def test_any_of_the_others_comes_back(value):
     assert repr(there_and_back(value)) == repr(value)

@@ -26,13 +26,14 @@ PURE = [
     "address",
     "mentis_v1",
     "pool_stream",
-    "opcodes",
     "boxes",
-    "by_value",
     "standard_types",
     "array_types",
+    "by_value",
     "payload",
     "returned",
+    "opcodes",
+    "trust",
     "rebuild",
     "lanes",
     "original",
@@ -64,6 +65,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FOR_RUNTIME = {
     "_version",
     "address",
+    "array_types",
+    "boxes",
     "errors",
     "lanes",
     "mentis_v1",
@@ -71,6 +74,8 @@ FOR_RUNTIME = {
     "output",
     "payload",
     "pool_stream",
+    "returned",
+    "standard_types",
     "text",
     "values",
 }
@@ -197,7 +202,7 @@ def test_the_files_of_the_runtime_import_each_other_in_one_direction():
     ids=lambda p: p.stem,
 )
 def test_a_pure_file_has_no_socket_thread_process_clock_or_log(path):
-    for name in imports(path):
+    for name in imports(path) - {"subprocess.CompletedProcess"}:  # a value: it runs nothing
         parts = name.split(".")
         prefixes = {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
         assert not prefixes & IMPURE, f"{path.name} imports {name}"
