@@ -279,6 +279,7 @@ def outcome(
         value=value,
         text=text,
         displays=[bundle for _, bundle in shown],
+        displays_cut=cut["displays"],
         usage=usage,
         action_id=action_id,
         sandbox_id=sandbox_id,
