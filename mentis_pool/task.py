@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
+import msgspec
+
 from mentis_pool import values
 from mentis_pool.errors import (
     CellTimeout,
@@ -260,7 +262,7 @@ def outcome(
                 shown.append((None, _bundle(observation.bundle)))
             failure = observation.failure
             if failure is not None:
-                error = cell_error(failure.name, failure.value, failure.traceback)
+                error = cell_error(*msgspec.structs.astuple(failure))
         elif isinstance(observation, Error) and not ended:
             # After a result it only says how the sandbox was lost.
             ended = True

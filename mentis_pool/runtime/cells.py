@@ -11,6 +11,7 @@ import ast
 import asyncio  # noqa: F401 - cells await, and importing it takes 40 ms
 import atexit
 import base64
+import builtins
 import contextlib
 import io
 import json
@@ -42,7 +43,9 @@ from mentis_pool.text import printable
 MAX_TEXT = 1024 * 1024
 """Characters of a value's text, and of a traceback."""
 MAX_BUNDLE = 32 * 1024 * 1024
-"""Bytes of one display."""
+"""Bytes of one display, the names of its mime types counted."""
+MAX_NAME = 1000
+"""Characters of the name of a type, and of a display's id."""
 
 # IPython leaves these out, and counts lines from what is left.
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+(?=.*\S)", re.DOTALL)
@@ -474,7 +477,8 @@ def _type_name(value: object) -> str:
 
 def failure_of(error: BaseException) -> Failure:
     """An exception as text: name, value and traceback with the cell's own lines."""
-    name = printable(type(error).__name__)
+    cls = type(error)
+    name = printable(cls.__name__)
     try:
         value = printable(str(error))
     except BaseException as exc:  # noqa: BLE001 - the exception's own code, which may do anything
@@ -485,7 +489,8 @@ def failure_of(error: BaseException) -> Failure:
         text = printable("".join(shown.format()))
     except BaseException as exc:  # noqa: BLE001 - the exception's own code, which may do anything
         text = f"{name}: {value}\n<its traceback cannot be had: {type(exc).__name__}>\n"
-    return Failure(name, _short(value), _short(text))
+    builtin = getattr(builtins, cls.__name__, None) is cls
+    return Failure(name[:MAX_NAME], _short(value), _short(text), builtin)
 
 
 _OURS = (__file__, interactiveshell.__file__)
