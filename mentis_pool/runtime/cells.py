@@ -95,9 +95,9 @@ class _Publisher(DisplayPublisher):  # type: ignore[misc]
             self.shell.show(bundle)
             return
         display_id = (transient or {}).get("display_id")
-        self.shell.show(
-            Display(bundle, str(display_id) if display_id is not None else None, update)
-        )
+        if display_id is not None:
+            display_id = printable(str(display_id))[:MAX_NAME]
+        self.shell.show(Display(bundle, display_id, update))
 
     def clear_output(self, wait: bool = False) -> None:
         """There is no screen here to be cleared."""
@@ -389,12 +389,13 @@ class CellRun:
         if not isinstance(text, str):
             text = f"<{_type_name(value)}: its repr raised an exception>"
         shown = _short(printable(text))
+        if not data.keys() - {"text/plain"}:
+            return shown, None
         bundle = _bundle(data)
         if isinstance(bundle, Cut):
             self._show(bundle)
             return shown, None
-        rich = set(bundle.texts) | set(bundle.blobs) > {"text/plain"}
-        return shown, bundle if rich else None
+        return shown, bundle
 
     def _displayed(self, value: Any) -> Display | Cut:
         text, rich = self._forms(value)
@@ -441,20 +442,22 @@ def _bundle(data: dict[str, Any]) -> Bundle | Cut:
     """A mime bundle as IPython makes it, as text and bytes; a Cut when it is too large."""
     texts: dict[str, str] = {}
     blobs: dict[str, bytes] = {}
-    for mime, form in data.items():
+    for key, form in data.items():
+        mime = printable(str(key))
         if mime in _BINARY and isinstance(form, str):
             form = _decoded(form)
         if isinstance(form, bytes):
-            blobs[str(mime)] = bytes(form)
+            blobs[mime] = bytes(form)
         elif isinstance(form, str):
-            texts[str(mime)] = printable(form)
+            texts[mime] = printable(form)
         else:
             try:
-                texts[str(mime)] = json.dumps(form)
+                texts[mime] = json.dumps(form)
             except (TypeError, ValueError, RecursionError):
-                texts[str(mime)] = printable(str(form))
+                texts[mime] = printable(str(form))
     bundle = Bundle(texts, blobs)
-    return bundle if bundle.size <= MAX_BUNDLE else Cut("displays", bundle.size)
+    size = bundle.size + sum(len(mime.encode()) for mime in (*texts, *blobs))
+    return bundle if size <= MAX_BUNDLE else Cut("displays", size)
 
 
 # Where some libraries give base64 text and others bytes.
@@ -472,7 +475,8 @@ def _type_name(value: object) -> str:
     cls = type(value)
     module = cls.__module__
     name = cls.__qualname__
-    return printable(name if module in ("builtins", "__main__") else f"{module}.{name}")
+    full = name if module in ("builtins", "__main__") else f"{module}.{name}"
+    return printable(full)[:MAX_NAME]
 
 
 def failure_of(error: BaseException) -> Failure:

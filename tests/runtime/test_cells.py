@@ -104,7 +104,34 @@ def test_output_and_displays_keep_their_order(executor):
 def test_too_large_a_display_is_cut_and_said(executor):
     future = executor.submit("display({'text/plain': 'x' * 40_000_000}, raw=True)\n1")
     assert future.result().displays == []
-    assert Cut("displays", 40_000_000) in list(future.observations())
+    # With the name of its type.
+    assert Cut("displays", 40_000_010) in list(future.observations())
+    assert future.result().displays_cut == 40_000_010
+
+
+HUGE = {
+    "a display's id": "display(1, display_id='x' * 70_000_000);",
+    "a display's id that no encoding can hold": "display(1, display_id=chr(0xD800))",
+    "a type's name": "type('x' * 70_000_000, (), {})()",
+    "a mime type": "display({'x' * 70_000_000: ''}, raw=True)",
+    "a mime type that no encoding can hold": "display({chr(0xD800): ''}, raw=True)",
+    "mime types": "display({f'{i:070}': '' for i in range(1_000_000)}, raw=True)",
+    "a mime type of the value": (
+        "class A:\n    def _repr_mimebundle_(self, **_): return {'x' * 70_000_000: ''}\nA()"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_no_name_is_too_long_for_the_result(executor, what):
+    result = executor.submit(f"print(1)\n{HUGE[what]}").result()
+    assert result.stdout == "1\n"
+    assert (result.displays_cut >= 70_000_000) == ("mime" in what and "no encoding" not in what)
+
+
+def test_the_name_of_an_exception_is_shortened(executor):
+    error = executor.submit("raise type('x' * 70_000_000, (Exception,), {})").exception()
+    assert error.name == "x" * cells.MAX_NAME
 
 
 def test_a_huge_text_is_shortened(executor):
