@@ -31,7 +31,7 @@ from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler, PyCF_MASK
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 from IPython.core.profiledir import ProfileDir
 from traitlets import Type
 from traitlets.config import Config
@@ -131,6 +131,13 @@ def _last_line_at_margin(source: str) -> int:
     return 0
 
 
+# Who shows what ended a cell, by how many pieces of code run then.
+_SHOWS_ENDS = {
+    0: (InteractiveShell.run_cell_async.__code__, InteractiveShell.run_ast_nodes.__code__),
+    1: (InteractiveShell.run_code.__code__,),
+}
+
+
 class CellShell(InteractiveShell):  # type: ignore[misc]
     """IPython's shell without a terminal."""
 
@@ -139,6 +146,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
     display_pub_class = Type(_Publisher)
     show: Show
     _own_callbacks: dict[str, int]
+    _depth = 0
+    """How many pieces of code run: 1 for the cell's, more where that runs cells itself."""
 
     @property
     def ipython_dir(self) -> str:
@@ -154,11 +163,35 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         """IPython would keep all output in its history as well: 1 GB of it, if it came to that."""
         return contextlib.nullcontext()
 
-    def showtraceback(self, *_: Any, **__: Any) -> None:
-        """The exception is in the ExecutionResult; formatting it here would cost 10 ms."""
+    async def run_code(self, code_obj: Any, result: Any = None, **options: Any) -> Any:
+        """As IPython's, and counted."""
+        self._depth += 1
+        try:
+            return await super().run_code(code_obj, result, **options)
+        finally:
+            self._depth -= 1
+
+    def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
+        """Print an exception, as for ``%run`` or a hook; but not the one that ends the cell.
+
+        That is in the ExecutionResult, and formatting it here would cost 10 ms.
+        """
+        caller = sys._getframe(1).f_code
+        if caller not in _SHOWS_ENDS.get(self._depth, ()):
+            self._print_exception(exc_tuple)
 
     def showsyntaxerror(self, *_: Any, **__: Any) -> None:
-        """The exception is in the ExecutionResult."""
+        """Print it, unless the cell is itself no Python: that is in the ExecutionResult."""
+        if self._depth:
+            self._print_exception(None)
+
+    def _print_exception(self, exc_tuple: Any) -> None:
+        try:
+            _, error, _ = self._get_exc_info(exc_tuple)
+        except ValueError:
+            print("No traceback available to show.", file=sys.stderr)
+            return
+        print(failure_of(error).traceback, end="", file=sys.stderr)
 
     def _format_exception_for_storage(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Nobody reads the history's exceptions here, and they cost 10 ms each."""
@@ -181,10 +214,12 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         # IPython 9 counts a cell before it runs, IPython 8 after it.
         counts_first = self.displayhook.prompt_count < count
         self.execution_count += counts_first
+        ran = ExecutionResult(ExecutionInfo(raw_cell, True, False, True, None))
+        ran.execution_count = count
         self._trigger("pre_execute")
-        self._trigger("pre_run_cell", None)
+        self._trigger("pre_run_cell", ran.info)
         self.history_manager.store_inputs(count, python.source, raw_cell)
-        error: BaseException | None = None
+        self._depth += 1
         try:
             if python.head is not None:
                 exec(python.head, self.user_ns)
@@ -194,12 +229,15 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
                 else:
                     code = self.compile(ast.Module([node], []), python.name, "exec")
                 exec(code, self.user_ns)
+            ran.result = self.displayhook.value
         except BaseException as exc:  # noqa: BLE001 - whatever the cell raises is its outcome
-            error = exc
+            ran.error_in_exec = exc
         finally:
+            self._depth -= 1
             self._trigger("post_execute")
-            self._trigger("post_run_cell", None)
+            self._trigger("post_run_cell", ran)
             self.execution_count += not counts_first
+        error: BaseException | None = ran.error_in_exec
         return error
 
     def _trigger(self, event: str, *args: Any) -> None:
@@ -353,6 +391,7 @@ class CellRun:
             return None, failure_of(SyntaxError("source code string cannot contain null bytes"))
         hook = self._shell.displayhook
         hook.value = None
+        self._shell._depth = 0
         python = self._shell.python_of(source)
         if python is not None:
             error = self._shell.run_python(source, python)

@@ -145,6 +145,7 @@ def test_an_object_without_a_repr_is_opaque_all_the_same(executor):
     result = executor.submit("class A:\n    def __repr__(self): raise OSError\nA()").result()
     assert result.value.type_name == "A"
     assert "raised" in result.text
+    assert "in __repr__\n" in result.stderr
 
 
 def test_help_and_source_go_to_stdout(executor):
