@@ -78,7 +78,9 @@ def _of_file(path: str) -> Program | Unreadable:
             content = file.read()
         if path.endswith(".ipynb"):
             return Program(path, notebook_cells(content))
-        return Program(path, [importlib.util.decode_source(content)], (path,))
+        # It runs in another directory, and there looks for its neighbours and for itself.
+        argv = (os.path.abspath(path),)
+        return Program(path, [importlib.util.decode_source(content)], argv)
     except (OSError, ValueError, SyntaxError) as exc:
         return Unreadable(path, f"{path} cannot be read: {exc}")
 
@@ -269,10 +271,17 @@ def _show(page: _Page, name: str, outcome: CellFuture | Unreadable) -> CellResul
             elif isinstance(seen, Result):
                 page.line("stdout", seen.text or "")
     result = _result_of(outcome)
-    if result.error is not None:
+    if result.error is not None and not _is_said(result.error, result.stderr):
         page.line("stderr", _described(result.error))
     page.end()
     return result
+
+
+def _is_said(error: MentisPoolError, stderr: str) -> bool:
+    """Whether it is the exit of a script with a text, which Python writes on stderr itself."""
+    if not isinstance(error, CellError) or error.name != "SystemExit":
+        return False
+    return stderr.endswith(f"{error.value}\n") and not error.value.lstrip("-").isdigit()
 
 
 def _described(error: MentisPoolError) -> str:

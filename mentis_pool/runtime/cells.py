@@ -367,6 +367,7 @@ class CellRun:
     def __init__(self, shell: CellShell, show: Show) -> None:
         self._shell = shell
         self._show = show
+        self._pid = os.getpid()
         shell.show = show
 
     def cells(self, sources: list[str]) -> Result:
@@ -402,6 +403,8 @@ class CellRun:
                 done = self._shell.run_cell(source, store_history=True)
             error = done.error_before_exec or done.error_in_exec
         if error is not None:
+            if self._in_child():
+                raise error
             return None, failure_of(error)
         value, hook.value = hook.value, None
         return value, None
@@ -443,12 +446,13 @@ class CellRun:
     def script(self, source: str, argv: list[str]) -> Result:
         """Run the source as ``python argv[0]`` would, up to and with its exit."""
         name = argv[0]
+        # It finds its neighbours, as with Python.
+        sys.path[:1] = [os.path.dirname(os.path.realpath(name))]
         module = types.ModuleType("__main__")
         module.__dict__.update(__file__=name, __builtins__=sys.modules["builtins"])
         sys.modules["__main__"] = module
         sys.argv = list(argv)
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-        failure = None
         # `exit` and the like are Python's again.
         self._shell.builtin_trap.deactivate()
         try:
@@ -456,14 +460,16 @@ class CellRun:
                 exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
             finally:
                 _end_of_process()
-        except SystemExit as exc:
-            if exc.code is not None and not isinstance(exc.code, int):
-                print(exc.code, file=sys.stderr)
-            if exc.code not in (None, 0):
-                failure = failure_of(exc)
-        except BaseException as exc:  # noqa: BLE001 - whatever the script raises is its outcome
-            failure = failure_of(exc)
-        return Result(failure=failure)
+        except BaseException as exc:
+            if self._in_child():
+                raise
+            if not isinstance(exc, SystemExit) or exit_code(exc):
+                return Result(failure=failure_of(exc))
+        return Result()
+
+    def _in_child(self) -> bool:
+        """Whether this is a child that the cell forked: what it raises, it ends with."""
+        return os.getpid() != self._pid
 
 
 _PLAIN: frozenset[type] = frozenset((bool, int, float, str, bytes))
@@ -471,10 +477,31 @@ _PLAIN: frozenset[type] = frozenset((bool, int, float, str, bytes))
 
 def _end_of_process() -> None:
     """What the interpreter does at its end: wait for threads, call what asked to be called."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+    # Executors tell their threads here that no more will come.
+    exit_calls = threading._threading_atexits  # type: ignore[attr-defined]
+    while exit_calls:
+        exit_calls.pop()()
+    # A thread may have started others until it ended.
+    while threads := [thread for thread in threading.enumerate() if _is_waited_for(thread)]:
+        for thread in threads:
             thread.join()
     atexit._run_exitfuncs()
+
+
+def _is_waited_for(thread: threading.Thread) -> bool:
+    return not thread.daemon and thread is not threading.current_thread()
+
+
+def exit_code(error: BaseException) -> int:
+    """What a process exits with that this ends, once stderr has what Python says of it."""
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        return (error.code or 0) & 0xFF
+    try:
+        said = error.code if isinstance(error, SystemExit) else failure_of(error).traceback[:-1]
+        print(said, file=sys.stderr)
+    except Exception:  # noqa: BLE001 - the text's own code, and what stands for stderr
+        pass
+    return 1
 
 
 def _bundle(data: dict[str, Any]) -> Bundle | Cut:
@@ -536,11 +563,15 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(name[:MAX_NAME], _short(value), _short(text), builtin)
 
 
-_OURS = (__file__, interactiveshell.__file__)
+_OURS = (
+    __file__,
+    os.path.join(os.path.dirname(__file__), "worker.py"),
+    interactiveshell.__file__,
+)
 
 
 def _strip(shown: traceback.TracebackException, seen: set[int] | None = None) -> None:
-    """Take out the frames of this file and of IPython's shell, which ran the cell."""
+    """Take out the frames of the worker and of IPython's shell, which ran the cell."""
     seen = set() if seen is None else seen
     if id(shown) in seen:
         return

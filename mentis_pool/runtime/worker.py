@@ -21,7 +21,7 @@ from typing import TextIO
 
 from mentis_pool.observations import Cut, Display, End, Error, Result
 from mentis_pool.runtime import isolation, posix, wire
-from mentis_pool.runtime.cells import CellRun, CellShell, failure_of
+from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
 from mentis_pool.text import to_text
 
 
@@ -69,6 +69,7 @@ class Worker:
         begun = time.monotonic()
         cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
         said: Result | Error
+        code = 0
         try:
             try:
                 if not (self._used and command.state_stays):
@@ -87,10 +88,12 @@ class Worker:
                 self._running = False
         except BaseException as exc:  # noqa: BLE001 - an interrupt, or what hostile code leaves behind
             said = Result(failure=failure_of(exc))
+            if os.getpid() != self._pid:
+                code = exit_code(exc)
         if os.getpid() != self._pid:
             # A child that the cell forked, and that came to the cell's end as well.
             self._flush()
-            os._exit(0)
+            os._exit(code)
         self._flush()
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
