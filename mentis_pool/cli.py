@@ -362,7 +362,18 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _with_cells(words: list[str]) -> list[str]:
+    """The words with ``-c -1`` as one, ``-c-1``: argparse would take that cell for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined[-1:] == ["-c"] and word.startswith("-"):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     log = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     log.add_argument(
         "--log", metavar="FILE", help="write log events to FILE, as JSON lines; - for stderr"
@@ -398,7 +409,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--out", metavar="FILE", help="write results to FILE, a line of JSON each, in order"
     )
     _add_serve(commands, log)
-    parsed, rest = parser.parse_known_args(arguments)
+    parsed, rest = parser.parse_known_args(_with_cells(arguments))
     if parsed.command == "serve":
         if rest:
             parser.error(f"unrecognized argument: {rest[0]}")
@@ -539,7 +550,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        parsed = _parse(arguments)
+        parsed = _parse(sys.argv[1:] if arguments is None else arguments)
         try:
             if "log" in parsed:
                 _log_to(parsed.log)

@@ -211,6 +211,13 @@ def test_one_program_alone_has_no_heading():
     assert mentis_pool("run", "-c", "") == ("", "")
 
 
+def test_a_cell_may_begin_with_a_minus():
+    assert mentis_pool("run", "-c", "-1", "-c", "-True", "-c", "")[0] == (
+        "── cell 1\n-1\n── cell 2\n-1\n── cell 3\n"
+    )
+    assert "name 'x'" in mentis_pool("run", "-c", "-x", code=1)[1]
+
+
 def test_a_display_is_shown_as_text():
     out, _ = mentis_pool("run", "-c", "display([1]); display('x' * 3); {4}")
     assert out == "[1]\n'xxx'\n{4}\n"
