@@ -104,9 +104,12 @@ class CellError(MentisPoolError):
         return f"<CellError {self}>"
 
 
-def cell_error(name: str, value: str, traceback: str) -> CellError:
-    """Make the `CellError` for an exception called ``name`` in the cell."""
-    error = _new(cell_error_class(name))
+def cell_error(name: str, value: str, traceback: str, builtin: bool = True) -> CellError:
+    """Make the `CellError` for an exception called ``name`` in the cell.
+
+    Without ``builtin`` it is an instance of no other class, whatever its name.
+    """
+    error = _new(cell_error_class(name) if builtin else CellError)
     error.args = (name, value)
     error.name, error.value, error.traceback = name, value, traceback
     if isinstance(error, SyntaxError):

@@ -171,7 +171,9 @@ def failure_in(stdout: str, value: str, shifted: bool = False) -> tuple[str, Fai
         traceback, value = _PLACE.sub(_one_less, traceback), _PLACE.sub(_one_less, value)
     if not value and f"\n{name}: " in traceback:
         value = traceback.rpartition(f"\n{name}: ")[2].rstrip("\n")
-    return _with_colours(stdout, plain[:at]), Failure(name, value, traceback)
+    # Nothing tells the class from the name.
+    failure = Failure(name, value, traceback, builtin=True)
+    return _with_colours(stdout, plain[:at]), failure
 
 
 def _one_less(place: re.Match[str]) -> str:

@@ -322,7 +322,7 @@ def outcome(
                 shown.append((None, _bundle(observation.bundle)))
             failure = observation.failure
             if failure is not None:
-                error = cell_error(failure.name, failure.value, failure.traceback)
+                error = cell_error(*msgspec.structs.astuple(failure))
         elif isinstance(observation, Error) and not ended:
             # After a result it only says how the sandbox was lost.
             ended = True
@@ -342,6 +342,7 @@ def outcome(
         text=text,
         displays=[bundle for _, bundle in shown],
         exit_code=exit_code,
+        displays_cut=cut["displays"],
         usage=usage,
         action_id=action_id,
         sandbox_id=sandbox_id,

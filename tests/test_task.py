@@ -340,7 +340,7 @@ def test_a_value_of_wrong_bytes_is_a_protocol_error(data):
 
 
 def test_what_the_cell_raised_goes_before_a_value_of_wrong_bytes():
-    result = result_of(Result(b"\xc1", failure=Failure("KeyError", "'k'", "T")))
+    result = result_of(Result(b"\xc1", failure=Failure("KeyError", "'k'", "T", True)))
     assert isinstance(result.error, KeyError)
 
 
@@ -423,7 +423,7 @@ def test_where_it_ran_is_told():
 def test_what_a_cell_raised_is_the_error_with_all_until_then():
     result = result_of(
         Stream(OUT, b"until then"),
-        Result(failure=Failure("ZeroDivisionError", "division by zero", "Traceback…")),
+        Result(failure=Failure("ZeroDivisionError", "division by zero", "Traceback…", True)),
         End(1.0),
         sandbox_id="s",
     )
@@ -438,9 +438,19 @@ def test_what_a_cell_raised_is_the_error_with_all_until_then():
     assert not result.ok
 
 
+def test_a_class_of_the_cell_is_not_the_builtin_of_its_name():
+    error = result_of(Result(failure=Failure("KeyError", "'k'", "T"))).error
+    assert (type(error), error.name) == (CellError, "KeyError")
+
+
+def test_the_bytes_of_displays_that_were_cut_are_told():
+    result = result_of(text_display("1"), Cut("displays", 5), Result(), End(1.0))
+    assert (len(result.displays), result.displays_cut) == (1, 5)
+
+
 @pytest.mark.parametrize("name", ["MemoryError", "SyntaxError", "StopIteration", "Own", "\0", ""])
 def test_a_cell_may_raise_anything(name):
-    result = result_of(Result(failure=Failure(name, "", "")), End(1.0))
+    result = result_of(Result(failure=Failure(name, "", "", True)), End(1.0))
     assert isinstance(result.error, CellError)
     assert result.error.name == name
 

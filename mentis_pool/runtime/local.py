@@ -22,6 +22,7 @@ import tenacity
 
 from mentis_pool.errors import RuntimeUnavailable
 from mentis_pool.runtime import isolation, program
+from mentis_pool.runtime.action import signal_name
 
 _RUNTIME = (
     "import json, sys\n"
@@ -139,9 +140,11 @@ class LocalRuntime:
             code = None
         self._log.seek(0)
         words = self._log.read().decode(errors="replace")[-4000:].strip()
-        ended = "did not answer" if code is None else f"ended with exit code {code}"
+        ended = "did not answer" if code is None else _ended(code)
         if words:
             return f"the embedded runtime {ended}; its last words:\n{words}"
+        if code is not None and code < 0:
+            return f"the embedded runtime {ended}"
         return (
             f"the embedded runtime {ended} without a word; see what this says: "
             f"{sys.executable} -c 'import mentis_pool.runtime.server, mentis_pool.runtime.zygote'"
@@ -180,6 +183,11 @@ class LocalRuntime:
         """Remove its directory; whether something is left."""
         shutil.rmtree(self._directory, ignore_errors=True)
         return os.path.lexists(self._directory)
+
+
+def _ended(code: int) -> str:
+    """How a process ended, from what subprocess makes of its status."""
+    return f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
 
 
 def search_path() -> list[str]:
