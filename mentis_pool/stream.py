@@ -350,7 +350,7 @@ def refused(url: str, status: int, body: bytes) -> str:
         message = json.loads(body)["message"]
     except (ValueError, LookupError, TypeError):
         message = body[:200].decode(errors="replace").strip() or "no reason was given"
-    if status in (401, 403):
+    if status == 401:
         how = "give the runtime's token, as token=… or in MENTIS_RUNTIME_TOKEN"
         return f"{url} refuses with HTTP {status}: {message} ({how})"
     return f"{url} refuses with HTTP {status}: {message}"

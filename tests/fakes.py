@@ -240,6 +240,7 @@ class Kernels:
         program = str(Path(__file__).with_name("kernels.py"))
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", program, self.path, colors],
+            stdin=subprocess.PIPE,  # its lifeline
             stdout=subprocess.PIPE,
             env={**os.environ, "IPYTHONDIR": self._directory.name},
         )
@@ -247,10 +248,7 @@ class Kernels:
         assert self._process.stdout.readline() == b"ready\n"
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._process.communicate()
         self._directory.cleanup()
 
 
