@@ -411,8 +411,7 @@ class OriginalRuntime:
         self._kernels = Kernels()
         self.kernels = self._kernels.path
         handler = type("Handler", (_Handler,), {"runtime": self})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
@@ -434,6 +433,29 @@ class OriginalRuntime:
     def posts(self, tool: str = "run_ipython_cell") -> list[Any]:
         """The bodies of all cells that were posted."""
         return [body for _, path, body in self.requests if path.endswith(f"tools:{tool}")]
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """One that takes its connections along when it is closed, as the end of a process does."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._open: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in list(self._open):
+            reset(connection)
 
 
 def reset(connection: socket.socket) -> None:
