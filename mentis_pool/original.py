@@ -155,18 +155,15 @@ def _value_in(stdout: str, token: str) -> tuple[str, str | None]:
     """The output around the value that was displayed last, and its text."""
     begin, end = f"\x02{token}=\x03", f"\x02{token}.\x03"
     before, displayed, rest = stdout.rpartition(begin)
-    text = None
-    if displayed:
-        shown, whole, after = rest.partition(end)
-        # Where an exception came from displaying it, it has no end.
-        before += after if whole else shown
-        if whole:
-            text = shown.removesuffix("\n")
-            # A value of several lines begins on a line of its own.
-            text = text.removeprefix("\n") if "\n" in text else text
-    else:
-        before = stdout
-    return before.replace(begin, "").replace(end, ""), text
+    shown, whole, after = rest.partition(end)
+    output, text = stdout, None
+    # Where an exception came from displaying it, it has no end.
+    if displayed and whole:
+        output = before + after
+        text = shown.removesuffix("\n")
+        # A value of several lines begins on a line of its own.
+        text = text.removeprefix("\n") if "\n" in text else text
+    return output.replace(begin, "").replace(end, ""), text
 
 
 def _is_in_stderr(stdout: str, stderr: str, value: str) -> bool:
@@ -192,10 +189,9 @@ def failure_in(stdout: str, value: str, shifted: bool = False) -> tuple[str, Fai
             break
         at = header.start()
     name = headers[-1][1] if headers and headers[-1].re is _HEADER else None
-    if headers and "Exception Group" in headers[-1][0]:
-        group = _GROUP.search(plain, headers[-1].end())
-        if group:
-            name, value = group[1], value or group[2] or ""
+    group = _GROUP.search(plain, headers[-1].end()) if headers else None
+    if group and "Exception Group" in headers[-1][0]:
+        name, value = group[1], value or group[2] or ""
     if name is None:
         last = _LAST.search(plain[at:].rstrip().rpartition("\n")[2])
         name = last[1] if last else "UnknownError"

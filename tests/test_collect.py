@@ -98,6 +98,8 @@ def test_a_timeout_gives_what_there_is_and_says_that_it_is_incomplete():
     router_of(source).collect(source, "a", got, 0.0)
     assert got == [start("a"), line("a", "x"), result("a")], "also where the time is over"
     assert got.complete
+    router_of(source).collect(source, "a", got, time.monotonic() + 5)
+    assert len(got) == 3, "nothing more is waited for"
 
 
 def test_a_collection_that_waits_hears_what_another_takes_for_it():

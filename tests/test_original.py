@@ -135,6 +135,14 @@ def test_the_variables_do_not_outlive_the_cell_in_what_displays_its_value(shell)
     )
 
 
+def test_a_value_whose_display_is_interrupted_is_none(shell):
+    stdout, _, said = shell.run(
+        "class A:\n  def __repr__(self): raise KeyboardInterrupt\nprint('x')\nA()"
+    )
+    assert stdout == "x\n"
+    assert said.failure.name == "KeyboardInterrupt"
+
+
 def test_a_value_is_told_apart_in_cell_after_cell(shell):
     for n in range(3):
         assert shell.run(f"print('a', end='')\n{n}")[::2] == (
@@ -265,7 +273,11 @@ def test_pythons_own_traceback_is_understood_too():
     assert (failure.name, failure.value) == ("ValueError", "a: b")
 
 
-@pytest.mark.parametrize("text", ["", "nothing to see\n", "\n\n", "1 2 3", "a: b: c"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "nothing to see\n", "\n\n", "1 2 3", "a: b: c",
+     "  + Exception Group Traceback (most recent call last):\n  | nothing of its own\n"],
+)  # fmt: skip
 def test_text_without_a_traceback_gives_some_failure_and_no_error(text):
     _, failure = original.failure_in(text, "why")
     assert failure.name
