@@ -69,7 +69,7 @@ def said(action="A", **kind):
 
 WHOLE = [
     said(start=True),
-    said(stdout=MARK + "hi\nOut[1]: 2\n"),
+    said(stdout=MARK + f"hi\n\x02{TOKEN}=\x032\n\x02{TOKEN}.\x03"),
     said(stderr=MARK),
     said(result=0),
     said(end={"exit_code": 0}),
@@ -272,6 +272,37 @@ def test_a_long_cell_is_asked_after_and_goes_on():
     assert outcome(scene.told) == Result(text="2", type_name="unknown")
 
 
+def test_a_probe_of_an_earlier_cell_says_nothing_of_the_next():
+    """Neither its answer, nor what is said of it, before the cell is over or after."""
+    for answered in (True, False):
+        scene = Scene()
+        scene.begin()
+        [probe] = scene.do(scene.slot.passed, scene.slot.deadline)
+        if answered:
+            scene.do(scene.slot.accepted, probe.number, "P", 20.0, 0.0)
+        scene.hear(*WHOLE, now=20.0)
+        scene.begin(20.0, "B", action=8)
+        before = scene.slot.deadline
+        scene.hear(said("P", start=True), said("P", result=0), now=21.0)
+        if not answered:
+            scene.do(scene.slot.accepted, probe.number, "P", 21.0, 0.0)
+        scene.hear(said("P", result=0), said("P", error="EOF"), now=21.0)
+        assert scene.slot.deadline == before
+        assert told(scene.orders, 8) == [Start(1000.0)]
+        assert of(Skip, scene.orders) == []
+
+
+@pytest.mark.parametrize("refusal", ["gone", "unanswered", "rejected"])
+def test_a_probe_of_an_earlier_cell_that_is_refused_fails_none(refusal):
+    scene = Scene()
+    scene.begin()
+    [probe] = scene.do(scene.slot.passed, scene.slot.deadline)
+    scene.hear(*WHOLE, now=20.0)
+    assert scene.do(scene.slot.refused, probe.number, refusal, "why", 20.0) == []
+    scene.begin(20.0, "B", action=8)
+    assert told(scene.orders, 8) == [Start(1000.0)]
+
+
 def test_a_stream_that_went_silent_is_found_out():
     scene = Scene()
     scene.begin()
@@ -369,6 +400,20 @@ def test_there_is_no_interrupt_so_a_timeout_takes_a_new_sandbox():
     assert of(Make, scene.orders) == [Make()]
     assert scene.slot.deadline is None
     scene.hear(*WHOLE)
+    outcome(scene.told)
+
+
+def test_a_timeout_does_not_wait_for_the_answer_to_the_post():
+    scene = Scene()
+    number = scene.run(timeout=5.0)
+    scene.hear(said(start=True))
+    assert scene.slot.deadline == 7.0
+    scene.do(scene.slot.passed, 7.0)
+    assert outcome(scene.told).kind == "timeout"
+    assert scene.told[-1] == End(5.0)
+    assert of(Delete, scene.orders) == [Delete("S1")]
+    # It comes all the same, and is for nobody any more.
+    assert scene.do(scene.slot.accepted, number, "A", 9.0, 1000.0) == []
     outcome(scene.told)
 
 
