@@ -156,8 +156,8 @@ def _class_for(builtin: type[Exception]) -> type[CellError]:
     return type("CellError", (CellError, builtin), {"_made_for": builtin.__name__})
 
 
-class _OutOfTime(MentisPoolError, TimeoutError):
-    """``timeout`` is the limit that was passed, in seconds."""
+class CellTimeout(MentisPoolError, TimeoutError):
+    """It ran for longer than its ``timeout`` (seconds); ``result`` is partial."""
 
     def __init__(self, message: str = "", timeout: float | None = None) -> None:
         super().__init__(message)
@@ -167,16 +167,12 @@ class _OutOfTime(MentisPoolError, TimeoutError):
         return str(self.args[0]) if self.args else ""
 
 
-class CellTimeout(_OutOfTime):
-    """It ran for longer than its ``timeout`` (seconds); ``result`` is partial."""
+class QueueTimeout(MentisPoolError, TimeoutError):
+    """It did not begin within its ``queue_timeout``, and was not run."""
 
 
-class QueueTimeout(_OutOfTime):
-    """It did not begin within its ``queue_timeout`` (seconds), and was not run."""
-
-
-class DeadlineExceeded(_OutOfTime):
-    """It was not done within its ``deadline`` (seconds since it was submitted)."""
+class DeadlineExceeded(MentisPoolError, TimeoutError):
+    """It was not done within its ``deadline``, which counts from its submission."""
 
 
 class StateLost(MentisPoolError):

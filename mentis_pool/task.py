@@ -397,9 +397,9 @@ def _error(said: Error, settings: Settings, sandbox_id: str | None) -> MentisPoo
     if said.kind == "timeout":
         return CellTimeout(said.message, settings.timeout)
     if said.kind == "deadline":
-        return DeadlineExceeded(said.message, settings.deadline)
+        return DeadlineExceeded(said.message)
     if said.kind == "queue":
-        return QueueTimeout(said.message, settings.queue_timeout)
+        return QueueTimeout(said.message)
     if said.kind == "died":
         return SandboxDied(said.message, sandbox_id, said.signal, said.exit_code)
     if said.kind == "payload":

@@ -387,7 +387,9 @@ class _Sandbox:
         for stream in list(self.streams):
             stream.put(None)
         self._thread.join(5)
-        self._file.close()
+        with contextlib.suppress(OSError):
+            # What it had to write has nobody to read it any more.
+            self._file.close()
         self._kernel.close()
 
 

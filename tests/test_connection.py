@@ -10,11 +10,13 @@ import pytest
 from mentis_pool import RuntimeRejected, SandboxExecutor, connection
 from mentis_pool.address import parse
 from mentis_pool.stream import link
+from mentis_pool.threads import Threads
 
 
 def remote(served):
     url, token = served
-    return connection.remote(parse(url), token, 0, threading.Event())
+    threads = Threads("keepers", pytest.fail)
+    return connection.remote(parse(url), token, 0, threading.Event(), threads)
 
 
 def test_the_same_version_of_everything_is_taken(served):

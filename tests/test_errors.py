@@ -17,14 +17,18 @@ from mentis_pool.errors import (
     BrokenSandboxPool,
     CellError,
     CellTimeout,
+    DeadlineExceeded,
     MentisPoolError,
     OutcomeUnknown,
     PayloadError,
     ProtocolError,
+    QueueFull,
+    QueueTimeout,
     RuntimeRejected,
     RuntimeUnavailable,
     SandboxDied,
     SandboxError,
+    StateLost,
     cell_error,
     cell_error_class,
 )
@@ -53,6 +57,10 @@ MADE = [
     cell_error("Own", "", ""),
     CellTimeout("too long", 1.5),
     CellTimeout(),
+    QueueTimeout("waited"),
+    DeadlineExceeded("late"),
+    StateLost("replaced"),
+    QueueFull("full"),
     SandboxError("failed", "s1"),
     SandboxDied("killed", "s1", signal=9),
     SandboxDied("exited", None, exit_code=0),
@@ -63,6 +71,7 @@ MADE = [
     ProtocolError("what?"),
     PayloadError("x"),
     BrokenSandboxPool("broken"),
+    BrokenSandboxPool("broken", "Traceback", "said"),
 ]
 
 

@@ -190,6 +190,7 @@ def test_a_result_as_json_has_these_keys():
         "text": None,
         "displays": [],
         "displays_cut": 0,
+        "exit_code": None,
         "error": None,
         "usage": {"queued": 0.0, "running": 0.0, "cpu": 0.0, "peak_memory": None},
         "action_id": None,

@@ -56,7 +56,6 @@ def test_the_simplest_are_their_own_pickle(value):
         local(),
         [].append,
         Gives(ValueError("not me")),
-        Gives(SystemExit(5)),
         Gives(Silent()),
         Gives(ValueError()),
         Gives("NAME"),
@@ -74,6 +73,12 @@ def test_what_cannot_travel_is_named_with_its_reason(value):
         pack_value([value])
     with pytest.raises(PayloadError, match=r"^the exception \(ValueError\) cannot travel"):
         pack_exception(ValueError(value))
+
+
+def test_what_leaves_while_it_is_pickled_is_let_through():
+    # As from the call itself: it is what the call raised.
+    with pytest.raises(SystemExit):
+        pack_value(Gives(SystemExit(5)))
 
 
 def test_ctrl_c_is_let_through():

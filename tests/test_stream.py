@@ -77,9 +77,9 @@ def test_commands_arrive_in_one_frame(fake, stream):
 
 
 def test_a_large_frame_is_sent_whole_while_the_other_side_reads_slowly(fake, stream):
-    from mentis_pool.pool_stream import Run
+    from mentis_pool.pool_stream import Cells, Run
 
-    run = Run(1, 1, [b"x" * 3_000_000], {}, None, None, None, None, None)
+    run = Run(1, 1, Cells([b"x" * 3_000_000]))
     sender = threading.Thread(target=stream.send, args=([run],))
     sender.start()
     assert fake.hear() == [run]
@@ -157,11 +157,11 @@ def test_sending_to_a_runtime_that_is_gone_tells_so(fake, stream):
 
 
 def test_sending_to_a_runtime_that_does_not_read_ends_in_time(fake, stream, monkeypatch):
-    from mentis_pool.pool_stream import Run
+    from mentis_pool.pool_stream import Cells, Run
 
     monkeypatch.setattr(stream_module, "SEND_TIMEOUT", 0.2)
     with pytest.raises(StreamLost, match="does not answer"):
-        stream.send([Run(1, 1, [b"x" * 10_000_000], {}, None, None, None, None, None)])
+        stream.send([Run(1, 1, Cells([b"x" * 10_000_000]))])
 
 
 @pytest.mark.parametrize(
