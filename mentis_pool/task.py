@@ -116,18 +116,21 @@ class Record:
         if isinstance(observation, End):
             self.ended = True
 
-
     def take_pickled(self) -> tuple[bytes | None, Failure | None]:
-        """What a call returned or raised in its last attempt; its bytes are not kept."""
+        """What a call returned or raised in its last attempt; once it has ended, its bytes are not kept."""
         parts: list[bytes] = []
         found: Result | None = None
         for at, said in enumerate(self.said):
-            if isinstance(said, (Start, Part)):
-                parts = [] if isinstance(said, Start) else [*parts, said.data]
-                self.said[at] = Part(b"") if isinstance(said, Part) else said
+            if isinstance(said, Start):
+                parts, found = [], None
+            elif isinstance(said, Part):
+                parts.append(said.data)
+                if self.ended:
+                    self.said[at] = Part(b"")
             elif isinstance(said, Result):
                 found = said
-                self.said[at] = msgspec.structs.replace(said, pickled=None)
+                if self.ended:
+                    self.said[at] = msgspec.structs.replace(said, pickled=None)
         if found is None or found.pickled is None:
             return None, None
         return b"".join([*parts, found.pickled]) if parts else found.pickled, found.failure
