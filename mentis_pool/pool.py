@@ -501,7 +501,7 @@ class Pool:
     def _over(self, task: Task, end: End, reason: str) -> list[Order]:
         """The task's attempt is over: it is run again, or judged, or has its outcome."""
         begun = task.state is State.RUNNING
-        if task.again:
+        if task.again is not None and not task.unwanted:
             task.back()
             self._unstarted += begun
             self._remind_deadline(task)

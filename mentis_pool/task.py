@@ -148,6 +148,7 @@ class Task:
         "context",
         "future",
         "key",
+        "known",
         "lane",
         "losses",
         "max_output",
@@ -201,7 +202,10 @@ class Task:
         """How often it was lost before it began."""
         self.reruns = 0
         """How often it was lost after that."""
-        self.again = False
+        self.again: Error | None = None
+        """Why it is to be run again, once its end is heard; not on record until it is not."""
+        self.known = False
+        """Whether what became of this attempt was said."""
         self.unwanted = False
         """Whether its user had it ended: then it is not run again."""
 
@@ -225,20 +229,27 @@ class Task:
         if isinstance(observation, Start):
             self.started = now
         if isinstance(observation, Error):
-            self.again = self._may_run_again(observation.kind)
-        elif not isinstance(observation, End):
+            self.again = observation if self._may_run_again(observation.kind) else None
+            if self.again is not None:
+                return
+        elif isinstance(observation, End):
+            if self.again is not None:
+                # Nobody wants it any more since that was said.
+                self.record.add(self.again)
+            self.state = State.ENDED
+        else:
             # Its Start may be missing: whatever is said of it, it may have begun.
             self.state = State.RUNNING
-        if self.again:
-            return
-        if isinstance(observation, End):
-            self.state = State.ENDED
+        self.known = self.known or isinstance(observation, (Result, Error))
         self.record.add(observation)
 
     def _may_run_again(self, kind: str) -> bool:
         """Whether it is run again after such an `Error`."""
         retries = self.settings.retries
         if kind not in _SANDBOX_FAILED or self.unwanted or not isinstance(retries, int):
+            return False
+        if self.known:
+            # A loss does not take back what was said.
             return False
         if self.state is not State.RUNNING:
             return self.losses < retries
@@ -250,7 +261,8 @@ class Task:
             self.reruns += 1
         else:
             self.losses += 1
-        self.again = False
+        self.again = None
+        self.known = False
         self.started = None
         self.state = State.QUEUED
 
@@ -268,6 +280,11 @@ class Task:
     def ended(self) -> bool:
         """Whether its outcome is known, or nobody wants it any more."""
         return self.state is State.ENDED
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun, and may."""
+        return self.state in (State.QUEUED, State.SENT)
 
     @property
     def judged(self) -> bool:
