@@ -16,6 +16,7 @@ import msgspec
 
 from mentis_pool import values
 from mentis_pool.errors import (
+    CellError,
     CellTimeout,
     DeadlineExceeded,
     MentisPoolError,
@@ -51,6 +52,9 @@ from mentis_pool.text import to_text
 
 # Kinds of `Error` that say nothing against the task.
 _SANDBOX_FAILED = ("died", "unknown", "protocol", "unreachable")
+# Kinds of `Error` that after an outcome only say how the sandbox was lost, or why the task is
+# not run once more. Any other is what came of its being run again.
+_SAYS_NO_MORE = (*_SANDBOX_FAILED, "cancelled")
 
 
 class State(enum.Enum):
@@ -350,8 +354,7 @@ def outcome(
             failure = observation.failure
             if failure is not None:
                 error = cell_error(failure.name, failure.value, failure.traceback)
-        elif isinstance(observation, Error) and not ended:
-            # After a result it only says how the sandbox was lost.
+        elif isinstance(observation, Error) and not (ended and observation.kind in _SAYS_NO_MORE):
             ended = True
             error = _error(observation, settings or Settings(), sandbox_id)
         elif isinstance(observation, End):
@@ -452,11 +455,11 @@ def call_outcome(
         rebuild: the object from its bytes; raises `PayloadError`.
     """
     pickled, failure = record.take_pickled()
-    if pickled is None:
-        error: BaseException | None = result.error
-        if error is None:
-            error = ProtocolError("the sandbox gave no result of the call")
+    error: BaseException | None = result.error
+    if error is not None and (pickled is None or not isinstance(error, CellError)):
         return None, error
+    if pickled is None:
+        return None, ProtocolError("the sandbox gave no result of the call")
     try:
         value = rebuild(pickled)
         if failure is None:
