@@ -195,11 +195,10 @@ class Lanes(Generic[R]):
         self._worked.discard(sandbox)
         if lane is None:
             return []
-        orders: list[Order] = []
-        if given is not None and lane.number not in self._lanes:
-            orders.append(Refuse(given.action, "cancelled", reason))
-        elif given is not None:
-            bisect.insort(lane.waiting, given, key=_number)
+        orders = self._wait_again(lane, given, reason)
+        if self._lanes.get(lane.number) is not lane:
+            # It was to end: that says nothing of how others would fare.
+            return [*orders, *self._go_on()]
         if lane.session and lane.begun:
             orders += self._lose_state(lane, reason)
         if worked:
@@ -219,10 +218,9 @@ class Lanes(Generic[R]):
         lane, given = self._remove(sandbox)
         if lane is None:
             return []
-        if given is not None:
-            bisect.insort(lane.waiting, given, key=_number)
+        orders = self._wait_again(lane, given, reason)
         self._room = len(self._of)
-        orders = self._go_on()
+        orders += self._go_on()
         if not self._given:
             # Nothing that runs will end, and so make room.
             orders += self._refuse_all(reason)
@@ -249,6 +247,15 @@ class Lanes(Generic[R]):
         if given is not None:
             del self._at[given.action]
         return lane, given
+
+    def _wait_again(self, lane: _Lane, given: _Waiting | None, reason: str) -> list[Order]:
+        """What a sandbox did not begin keeps its place, unless its lane is closed."""
+        if given is None:
+            return []
+        if self._lanes.get(lane.number) is not lane:
+            return [Refuse(given.action, "cancelled", reason)]
+        bisect.insort(lane.waiting, given, key=_number)
+        return []
 
     def _lose_state(self, lane: _Lane, reason: str) -> list[Order]:
         lane.begun = False
