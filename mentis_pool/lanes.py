@@ -118,6 +118,8 @@ class Lanes(Generic[R]):
         """What each busy sandbox has."""
         self._at: dict[int, int] = {}
         """Sandboxes by action."""
+        self._unwanted: set[int] = set()
+        """Actions that were cancelled after a sandbox had them."""
         self._worked: set[int] = set()
         """Sandboxes that have run something."""
         self._room: int | None = None
@@ -155,6 +157,7 @@ class Lanes(Generic[R]):
     def cancel(self, action: int) -> list[Order]:
         """An action is not wanted any more."""
         if action in self._at:
+            self._unwanted.add(action)
             return [End(self._at[action], action)]
         for lane in self._lanes.values():
             for waiting in lane.waiting:
@@ -173,6 +176,7 @@ class Lanes(Generic[R]):
         if sandbox is None:
             return []
         del self._given[sandbox]
+        self._unwanted.discard(action)
         lane = self._of[sandbox]
         lane.deaths = 0
         lane.begun = True
@@ -249,9 +253,12 @@ class Lanes(Generic[R]):
         return lane, given
 
     def _wait_again(self, lane: _Lane, given: _Waiting | None, reason: str) -> list[Order]:
-        """What a sandbox did not begin keeps its place, unless its lane is closed."""
+        """What a sandbox did not begin keeps its place, unless nobody wants it any more."""
         if given is None:
             return []
+        if given.action in self._unwanted:
+            self._unwanted.remove(given.action)
+            return [Refuse(given.action, "cancelled", "it was cancelled")]
         if self._lanes.get(lane.number) is not lane:
             return [Refuse(given.action, "cancelled", reason)]
         bisect.insort(lane.waiting, given, key=_number)
