@@ -97,6 +97,8 @@ class _Lane:
         self.sandboxes: set[int] = set()
         self.begun = False
         """Whether a session has had anything run, so that it has state to lose."""
+        self.renewed = False
+        """Whether its state was lost while something runs that is not over yet."""
         self.lost: str | None = None
         """Why a session's state is lost, until somebody was told."""
         self.deaths = 0
@@ -179,7 +181,7 @@ class Lanes(Generic[R]):
         self._unwanted.discard(action)
         lane = self._of[sandbox]
         lane.deaths = 0
-        lane.begun = True
+        lane.begun, lane.renewed = not lane.renewed, False
         lane.idle.append(sandbox)
         self._worked.add(sandbox)
         self._ended += 1
@@ -190,7 +192,10 @@ class Lanes(Generic[R]):
     def state_lost(self, sandbox: int, reason: str) -> list[Order]:
         """What a session's sandbox knew is gone; to be told before its action's end."""
         lane = self._of.get(sandbox)
-        return [] if lane is None or not lane.session else self._lose_state(lane, reason)
+        if lane is None or not lane.session:
+            return []
+        lane.renewed = sandbox in self._given
+        return self._lose_state(lane, reason)
 
     def lost(self, sandbox: int, reason: str) -> list[Order]:
         """A sandbox is gone. What it was given and did not end, it did not begin."""
