@@ -229,7 +229,7 @@ class Lanes(Generic[R]):
             return []
         orders = self._wait_again(lane, given, reason)
         self._room = len(self._of)
-        orders += self._go_on()
+        orders += self._give()
         if not self._given:
             # Nothing that runs will end, and so make room.
             orders += self._refuse_all(reason)
@@ -287,6 +287,15 @@ class Lanes(Generic[R]):
         return orders
 
     def _go_on(self) -> list[Order]:
+        """Whatever can be done now."""
+        orders = self._give()
+        if not self._given and any(lane.waiting for lane in self._lanes.values()):
+            # Nothing runs that would make room by its end: it is asked for again.
+            self._room = None
+            orders += self._give()
+        return orders
+
+    def _give(self) -> list[Order]:
         """Whatever can be given now, the oldest first."""
         orders: list[Order] = []
         while len(self._given) < self._most:
