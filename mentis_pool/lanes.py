@@ -205,6 +205,7 @@ class Lanes(Generic[R]):
         if lane is None:
             return []
         orders = self._wait_again(lane, given, reason)
+        lane.renewed = False
         if self._lanes.get(lane.number) is not lane:
             # It was to end: that says nothing of how others would fare.
             return [*orders, *self._go_on()]

@@ -176,7 +176,7 @@ class Pool:
         """How many of them are in no session."""
         self._bytes = 0
         self._judging: dict[Task, End] = {}
-        self._delayed: set[Task] = set()
+        self._delayed: dict[Task, None] = {}
         self._times: list[tuple[float, int, Literal["queue", "deadline", "again"], Task]] = []
         self._unstarted = 0
         self._numbers = itertools.count(1)
@@ -227,10 +227,7 @@ class Pool:
             return [Settle(task)]
         self._unstarted += 1
         lane.queue.append(task)
-        settings = task.settings
-        if settings.queue_timeout is not None:
-            self._remind(task.submitted + settings.queue_timeout, "queue", task)
-        self._remind_deadline(task)
+        self._remind_limits(task)
         return self._go_on()
 
     def cancelled(self, task: Task) -> list[Order]:
@@ -374,13 +371,12 @@ class Pool:
         if end is None:
             return []
         if wait is None:
-            task.observe(end, now)
-            return [Settle(task), *self._go_on()]
+            return [*self._settle(task, end), *self._go_on()]
+        self._unstarted += not task.waits
         task.back()
-        self._unstarted += 1
-        self._delayed.add(task)
+        self._delayed[task] = None
         self._remind(now + wait, "again", task)
-        self._remind_deadline(task)
+        self._remind_limits(task)
         return [Retried(task, "its policy says so"), *self._go_on()]
 
     def passed(self, now: float) -> list[Order]:
@@ -388,7 +384,7 @@ class Pool:
         orders: list[Order] = []
         while (due := self.deadline) is not None and due <= now:
             _, _, what, task = heapq.heappop(self._times)
-            self._delayed.discard(task)
+            self._delayed.pop(task, None)
             if what == "again":
                 self._queue_again(task)
                 continue
@@ -409,8 +405,7 @@ class Pool:
                 task.observe(task.lost(str(error), now), now)
                 orders.append(Settle(task, error))
         for task, end in self._judging.items():
-            task.observe(end, now)
-            orders.append(Settle(task))
+            orders += self._settle(task, end)
         self._judging.clear()
         return [*orders, *self._refuse(error)]
 
@@ -500,17 +495,19 @@ class Pool:
 
     def _over(self, task: Task, end: End, reason: str) -> list[Order]:
         """The task's attempt is over: it is run again, or judged, or has its outcome."""
-        begun = task.state is State.RUNNING
         if task.again is not None and not task.unwanted:
+            self._unstarted += not task.waits
             task.back()
-            self._unstarted += begun
-            self._remind_deadline(task)
+            self._remind_limits(task)
             self._queue_again(task)
             return [Retried(task, reason)]
-        self._unstarted -= not begun
         if task.judged:
             self._judging[task] = end
             return [Judge(task)]
+        return self._settle(task, end)
+
+    def _settle(self, task: Task, end: End) -> list[Order]:
+        self._unstarted -= task.waits
         task.observe(end, 0.0)
         return [Settle(task)]
 
@@ -522,13 +519,15 @@ class Pool:
     def _give_up(self, task: Task) -> list[Order]:
         """Nobody wants the task any more, which has not begun."""
         self._unstarted -= 1
-        sent = task.state is State.SENT
+        self._judging.pop(task, None)
+        self._delayed.pop(task, None)
         task.state = State.ENDED
-        return [Withdraw(task.action, self._connection)] if sent else []
+        there = task.action in self._at_runtime
+        return [Withdraw(task.action, self._connection)] if there else []
 
     def _cancel(self, task: Task, at_runtime: bool = True) -> list[Order]:
         """Cancel the task's future, unless it has begun."""
-        if task.state not in (State.QUEUED, State.SENT) or task.claimed is not None:
+        if not task.waits or task.claimed is not None:
             return []
         withdraw = self._give_up(task)
         return [*(withdraw if at_runtime else []), Cancel(task)]
@@ -563,14 +562,17 @@ class Pool:
     def _remind(self, at: float, what: Literal["queue", "deadline", "again"], task: Task) -> None:
         heapq.heappush(self._times, (at, next(self._ticks), what, task))
 
-    def _remind_deadline(self, task: Task) -> None:
-        if task.settings.deadline is not None:
-            self._remind(task.submitted + task.settings.deadline, "deadline", task)
+    def _remind_limits(self, task: Task) -> None:
+        settings = task.settings
+        if settings.queue_timeout is not None and not task.claimed:
+            self._remind(task.submitted + settings.queue_timeout, "queue", task)
+        if settings.deadline is not None:
+            self._remind(task.submitted + settings.deadline, "deadline", task)
 
     def _still_due(self, what: str, task: Task) -> bool:
         if what == "again":
             return task in self._delayed
-        waits = task.state in (State.QUEUED, State.SENT)
+        waits = task.waits and not task.known
         return waits and (what == "deadline" or not task.claimed)
 
 
