@@ -402,6 +402,7 @@ class Pool:
             self._take_back(task)
             if not task.ended:
                 task.unwanted = True
+                self._unstarted -= task.waits
                 task.observe(task.lost(str(error), now), now)
                 orders.append(Settle(task, error))
         for task, end in self._judging.items():
