@@ -48,7 +48,7 @@ class OpenLane:
 
 @dataclasses.dataclass(frozen=True)
 class CloseLane:
-    """Close this lane, on the connection that has this number."""
+    """Forget this lane, and close it if it is open on the connection that has this number."""
 
     lane: int
     connection: int
@@ -255,12 +255,10 @@ class Pool:
         if lane is None:
             return []
         orders: list[Order] = []
-        for task in [*self._at_runtime.values(), *lane.queue]:
+        for task in [*lane.queue, *self._elsewhere()]:
             if task.lane == number:
-                task.unwanted = True
-                orders += self._cancel(task)
-        if self._connected and lane.connection == self._connection:
-            orders.append(CloseLane(number, self._connection))
+                orders += self._drop(task, "its session was closed")
+        orders.append(CloseLane(number, lane.connection))
         return [*orders, *self._go_on()]
 
     def shutdown(self, cancel: bool) -> list[Order]:
@@ -268,17 +266,18 @@ class Pool:
         self._closing = True
         orders: list[Order] = []
         if cancel:
-            queued = [task for lane in self._lanes.values() for task in lane.queue]
-            for task in [*self._at_runtime.values(), *queued]:
+            for task in self._all():
                 orders += self._cancel(task)
         return [*orders, *self._go_on()]
 
     def kill(self, number: int) -> list[Order]:
         """`shutdown` that cancels, and a signal to all that runs."""
-        orders = self.shutdown(True)
-        for task in list(self._at_runtime.values()):
+        self._closing = True
+        orders: list[Order] = []
+        for task in self._all():
+            orders += self._drop(task, "its executor was killed")
             orders += self.signal(task, number, final=True)
-        return orders
+        return [*orders, *self._go_on()]
 
     # ── from the runtime ────────────────────────────────────────────────────
 
@@ -474,6 +473,15 @@ class Pool:
         lane.at_runtime -= 1
         self._shared -= not lane.session
 
+    def _elsewhere(self) -> list[Task]:
+        """Tasks that wait in no lane."""
+        return [*self._at_runtime.values(), *self._judging, *self._delayed]
+
+    def _all(self) -> list[Task]:
+        """Every task, the oldest first."""
+        queued = [task for lane in self._lanes.values() for task in lane.queue]
+        return sorted([*queued, *self._elsewhere()], key=_number)
+
     def _begin(self, task: Task) -> list[Order]:
         """Whatever is said of it, it runs."""
         if not task.claim():
@@ -525,6 +533,20 @@ class Pool:
         task.state = State.ENDED
         there = task.action in self._at_runtime
         return [Withdraw(task.action, self._connection)] if there else []
+
+    def _drop(self, task: Task, reason: str) -> list[Order]:
+        """It will not be run any more: one that waits is cancelled, or ends with what it gave before."""
+        task.unwanted = True
+        end = self._judging.pop(task, None)
+        if end is not None and task.claimed is not None:
+            return self._settle(task, end)
+        if not task.waits:
+            return []
+        if task.claimed is None:
+            return self._cancel(task)
+        withdraw = self._give_up(task)
+        task.refuse("cancelled", reason)
+        return [*withdraw, Settle(task)]
 
     def _cancel(self, task: Task, at_runtime: bool = True) -> list[Order]:
         """Cancel the task's future, unless it has begun."""
