@@ -151,7 +151,8 @@ class _Lane:
         self.number = number
         self.session = session
         self.queue: deque[Task] = deque()
-        self.at_runtime = 0
+        self.last: Task | None = None
+        """Of a session, what was sent last."""
         self.connection = 0
         """On which it is open."""
         self.begun = False
@@ -225,6 +226,7 @@ class Pool:
             reason, lane.lost = lane.lost, None
             task.refuse("state", reason)
             return [Settle(task)]
+        task.stateful = lane.session
         self._unstarted += 1
         lane.queue.append(task)
         self._remind_limits(task)
@@ -305,18 +307,15 @@ class Pool:
             lane = self._lanes.get(task.lane)
             if task.ended:
                 continue
-            if lane is not None and lane.begun and task.state is State.SENT:
+            if lane is not None and lane.begun and task.waits and not task.known:
                 # Before those that wait here behind it.
                 task.state = State.QUEUED
-                self._queue_again(task)
+                bisect.insort(lane.queue, task, key=_number)
             else:
                 orders += self._over(task, task.lost(reason, now, kind), reason)
         for lane in self._lanes.values():
             if lane.begun:
-                lane.begun = False
-                told = self._lose_queued(lane, reason)
-                lane.lost = None if told else reason
-                orders += told
+                orders += self._lose_state(lane.number, reason)
         return [*orders, *self._go_on()]
 
     def said(self, action: int, observation: Observation, now: float) -> list[Order]:
@@ -326,6 +325,8 @@ class Pool:
             return []
         if task.ended:
             # Nobody wants it any more, but its sandbox is busy until its end.
+            if isinstance(observation, Error) and observation.kind == "state":
+                return self._lose_state(task.lane, observation.message)
             if not isinstance(observation, End):
                 return []
             self._take_back(task)
@@ -385,7 +386,7 @@ class Pool:
             _, _, what, task = heapq.heappop(self._times)
             self._delayed.pop(task, None)
             if what == "again":
-                self._queue_again(task)
+                orders += self._queue_again(task)
                 continue
             seconds = getattr(task.settings, "queue_timeout" if what == "queue" else "deadline")
             orders += self._give_up(task)
@@ -445,11 +446,24 @@ class Pool:
                 lane.queue.popleft()
             if (
                 lane.queue
-                and (lane.at_runtime < 2 if lane.session else self._may_go_ahead())
+                and (self._may_follow(lane.last) if lane.session else self._may_go_ahead())
                 and (found is None or lane.queue[0].number < found.queue[0].number)
             ):
                 found = lane
         return found
+
+    def _may_follow(self, last: Task | None) -> bool:
+        """Whether a session's next task may go: it is to find what the last one left.
+
+        It goes ahead of the end of one that runs. Before that it may turn out that the
+        state is lost, or that its policy wants it to be run again: whatever comes after it
+        is to hear of that, or to wait.
+        """
+        if last is None or last in self._judging or last in self._delayed:
+            return last is None
+        return last.action not in self._at_runtime or (
+            last.state is State.RUNNING and not last.judged
+        )
 
     def _may_go_ahead(self) -> bool:
         ahead = self._shared - self._max_workers
@@ -458,7 +472,7 @@ class Pool:
     def _send(self, task: Task, lane: _Lane) -> Send:
         task.sent(next(self._actions))
         self._at_runtime[task.action] = task
-        lane.at_runtime += 1
+        lane.last = task
         self._shared += not lane.session
         self._bytes += task.size
         return Send(task, task.action, self._connection)
@@ -467,11 +481,7 @@ class Pool:
         """The runtime has no more to do with the task."""
         del self._at_runtime[task.action]
         self._bytes -= task.size
-        lane = self._lanes.get(task.lane)
-        if lane is None:
-            return
-        lane.at_runtime -= 1
-        self._shared -= not lane.session
+        self._shared -= task.lane in (CELLS, CALLS)
 
     def _elsewhere(self) -> list[Task]:
         """Tasks that wait in no lane."""
@@ -496,11 +506,13 @@ class Pool:
     def _hear_error(self, task: Task, error: Error) -> list[Order]:
         if error.kind == "cancelled":
             return self._cancel(task, at_runtime=False)
-        lane = self._lanes.get(task.lane)
-        if error.kind == "state" and lane is not None:
-            lane.begun = False
-            return self._lose_queued(lane, error.message)
-        return []
+        if error.kind != "state":
+            return []
+        if task.claim():
+            # It hears of it, whatever its future is asked from now on.
+            return self._lose_queued(task.lane, error.message)
+        self._give_up(task)
+        return [Cancelled(task), *self._lose_state(task.lane, error.message)]
 
     def _over(self, task: Task, end: End, reason: str) -> list[Order]:
         """The task's attempt is over: it is run again, or judged, or has its outcome."""
@@ -508,8 +520,7 @@ class Pool:
             self._unstarted += not task.waits
             task.back()
             self._remind_limits(task)
-            self._queue_again(task)
-            return [Retried(task, reason)]
+            return [Retried(task, reason), *self._queue_again(task)]
         if task.judged:
             self._judging[task] = end
             return [Judge(task)]
@@ -520,10 +531,10 @@ class Pool:
         task.observe(end, 0.0)
         return [Settle(task)]
 
-    def _queue_again(self, task: Task) -> None:
-        lane = self._lanes.get(task.lane)
-        if lane is not None:
-            bisect.insort(lane.queue, task, key=_number)
+    def _queue_again(self, task: Task) -> list[Order]:
+        lane = self._lanes[task.lane]
+        bisect.insort(lane.queue, task, key=_number)
+        return [] if lane.lost is None else self._lose_state(lane.number, lane.lost)
 
     def _give_up(self, task: Task) -> list[Order]:
         """Nobody wants the task any more, which has not begun."""
@@ -555,14 +566,31 @@ class Pool:
         withdraw = self._give_up(task)
         return [*(withdraw if at_runtime else []), Cancel(task)]
 
-    def _lose_queued(self, lane: _Lane, reason: str) -> list[Order]:
+    def _lose_state(self, number: int, reason: str) -> list[Order]:
+        """What a session knew is gone, and nobody was told: the next one is."""
+        orders = self._lose_queued(number, reason)
+        told = any(isinstance(order, Settle) for order in orders)
+        if number in self._lanes:
+            self._lanes[number].lost = None if told else reason
+        return orders
+
+    def _lose_queued(self, number: int, reason: str) -> list[Order]:
         """What a session knew is gone: whatever was submitted before that is known hears of it."""
+        lane = self._lanes.get(number)
+        if lane is None:
+            return []
+        lane.begun = False
         orders: list[Order] = []
         for task in lane.queue:
-            if task.state is State.QUEUED:
-                self._unstarted -= 1
+            if not task.waits:
+                continue
+            self._unstarted -= 1
+            if task.claim():
                 task.refuse("state", reason)
                 orders.append(Settle(task))
+            else:
+                task.state = State.ENDED
+                orders.append(Cancelled(task))
         lane.queue.clear()
         return orders
 

@@ -163,6 +163,7 @@ class Task:
         "size",
         "started",
         "state",
+        "stateful",
         "submitted",
         "unwanted",
         "work",
@@ -198,6 +199,8 @@ class Task:
         self.state = State.QUEUED
         self.number = 0
         """Its place in the order of submission."""
+        self.stateful = False
+        """Whether it is in a session: what it has begun cannot be run again without its state."""
         self.claimed: bool | None = None
         self.attempt = 0
         self.action = 0
@@ -257,7 +260,7 @@ class Task:
             return False
         if self.state is not State.RUNNING:
             return self.losses < retries
-        return self.settings.idempotent and self.reruns < retries
+        return self.settings.idempotent and not self.stateful and self.reruns < retries
 
     def back(self) -> None:
         """It waits again."""
