@@ -26,6 +26,8 @@ AHEAD = 32
 """Tasks at the runtime besides those that may run."""
 AHEAD_BYTES = 64 * 1024 * 1024
 """Bytes of them, from which on no more go ahead."""
+TIMES = 1000
+"""So many reminders may be of no more use, besides as many as are."""
 
 
 # ── orders ──────────────────────────────────────────────────────────────────
@@ -179,6 +181,7 @@ class Pool:
         self._judging: dict[Task, End] = {}
         self._delayed: dict[Task, None] = {}
         self._times: list[tuple[float, int, Literal["queue", "deadline", "again"], Task]] = []
+        self._most_times = TIMES
         self._unstarted = 0
         self._numbers = itertools.count(1)
         self._actions = itertools.count(1)
@@ -612,6 +615,11 @@ class Pool:
 
     def _remind(self, at: float, what: Literal["queue", "deadline", "again"], task: Task) -> None:
         heapq.heappush(self._times, (at, next(self._ticks), what, task))
+        if len(self._times) > self._most_times:
+            # Of tasks that ended long before their limits.
+            self._times = [each for each in self._times if self._still_due(*each[2:])]
+            heapq.heapify(self._times)
+            self._most_times = 2 * len(self._times) + TIMES
 
     def _remind_limits(self, task: Task) -> None:
         settings = task.settings
