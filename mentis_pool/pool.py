@@ -17,7 +17,7 @@ import itertools
 from collections import deque
 from typing import Literal
 
-from mentis_pool.observations import End, Error, ErrorKind, Observation, Start
+from mentis_pool.observations import End, Error, Observation, Start
 from mentis_pool.task import State, Task
 
 CELLS, CALLS = 1, 2
@@ -462,8 +462,10 @@ class Pool:
         state is lost, or that its policy wants it to be run again: whatever comes after it
         is to hear of that, or to wait.
         """
-        if last is None or last in self._judging or last in self._delayed:
-            return last is None
+        if last is None:
+            return True
+        if last in self._judging or last in self._delayed:
+            return False
         return last.action not in self._at_runtime or (
             last.state is State.RUNNING and not last.judged
         )
