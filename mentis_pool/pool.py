@@ -263,7 +263,8 @@ class Pool:
         for task in [*lane.queue, *self._elsewhere()]:
             if task.lane == number:
                 orders += self._drop(task, "its session was closed")
-        orders.append(CloseLane(number, lane.connection))
+        if not self._stopped:
+            orders.append(CloseLane(number, lane.connection))
         return [*orders, *self._go_on()]
 
     def shutdown(self, cancel: bool) -> list[Order]:
