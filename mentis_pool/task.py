@@ -247,6 +247,7 @@ class Task:
         else:
             # Its Start may be missing: whatever is said of it, it may have begun.
             self.state = State.RUNNING
+            self.again = None
         self.known = self.known or isinstance(observation, (Result, Error))
         self.record.add(observation)
 

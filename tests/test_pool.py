@@ -577,12 +577,6 @@ class Walk(RuleBasedStateMachine):
     def what_has_ended_stays_ended(self):
         assert all(task.ended for task in getattr(self, "done", ()))
 
-    @invariant()
-    def few_reminders_are_of_no_more_use(self):
-        if hasattr(self, "pool"):
-            live = sum(not task.ended for task in self.tasks)
-            assert len(self.pool._times) <= 8 * live + 2 * module.TIMES + 1
-
     def teardown(self):
         """Let all that is under way come to its end: nothing may be left."""
         module.AHEAD, module.AHEAD_BYTES, module.TIMES = LIMITS
