@@ -348,6 +348,8 @@ class Pool:
             task.observe(observation, now)
             if isinstance(observation, Start):
                 orders.append(Started(task))
+                if task.stateful:
+                    orders += self._go_on()
         return orders
 
     def unsent(self, action: int) -> list[Order]:
