@@ -506,9 +506,8 @@ class Pool:
             # Its future was cancelled a moment ago.
             return [*self._give_up(task), Cancelled(task)]
         self._unstarted -= 1
-        lane = self._lanes.get(task.lane)
-        if lane is not None:
-            lane.begun = lane.session
+        lane = self._lanes[task.lane]
+        lane.begun = lane.session
         return []
 
     def _hear_error(self, task: Task, error: Error) -> list[Order]:

@@ -56,6 +56,7 @@ NOW = 100.0
 ERROR = RuntimeUnavailable("no runtime")
 SHARED = (CELLS, CALLS)
 LIMITS = module.AHEAD, module.AHEAD_BYTES, module.TIMES
+AHEAD = module.AHEAD
 
 
 def a_task(key="t", now=NOW, lane=CELLS, *, size=0, **settings):
@@ -67,6 +68,1040 @@ def a_task(key="t", now=NOW, lane=CELLS, *, size=0, **settings):
 def error_of(task):
     said = task.record.said
     return outcome(said, queued=0.0, settings=task.settings).error
+
+
+def tasks(count, lane=CELLS, **settings):
+    return [a_task(f"t{i}", NOW + i, lane, **settings) for i in range(count)]
+
+
+def connected(max_workers=1):
+    """A pool that has a connection, the first, and has done nothing else."""
+    pool = Pool(max_workers)
+    assert pool.connected() == []
+    return pool
+
+
+def sent(task, connection=1):
+    """The order to send what the task now is."""
+    return Send(task, task.action, connection)
+
+
+def withdrawn(task):
+    """The order to have it not run."""
+    return Withdraw(task.action, 1)
+
+
+def running(pool, *some):
+    """Add these, and let them begin."""
+    for task in some:
+        assert pool.add(task)[-1] == sent(task)
+        assert pool.said(task.action, Start(0.0), NOW) == [Started(task)]
+
+
+def end(pool, task):
+    pool.said(task.action, Result(), NOW)
+    return pool.said(task.action, End(1.0), NOW)
+
+
+def fail(pool, task, kind, message="gone"):
+    """The runtime says that the task ended by an error of this kind."""
+    orders = pool.said(task.action, Error(kind, message), NOW)
+    return [*orders, *pool.said(task.action, End(0.0), NOW)]
+
+
+def a_session(pool, *some):
+    """A session; its tasks."""
+    number = pool.open_session()
+    for task in some:
+        task.lane = number
+    return number
+
+
+def sends(orders):
+    return [order.task for order in orders if type(order) is Send]
+
+
+# ── the way of a task ───────────────────────────────────────────────────────
+
+
+def test_nothing_is_started_before_there_is_a_task():
+    assert Pool(4).connected() == []
+
+
+def test_the_first_task_needs_a_runtime_and_then_a_lane():
+    pool, task = Pool(2), a_task()
+    assert pool.add(task) == [Connect(0)]
+    assert task.state is State.QUEUED
+    assert pool.connected() == [OpenLane(CELLS, 1), sent(task)]
+    assert (task.state, task.action, task.attempt) == (State.SENT, 1, 1)
+
+
+def test_a_runtime_is_asked_for_once():
+    pool = Pool(2)
+    one, two = tasks(2)
+    assert pool.add(one) == [Connect(0)]
+    assert pool.add(two) == []
+    assert pool.connected() == [OpenLane(CELLS, 1), sent(one), sent(two)]
+
+
+def test_a_lane_is_opened_once_on_each_connection():
+    pool = connected()
+    one, two = tasks(2, CALLS)
+    assert pool.add(one) == [OpenLane(CALLS, 1), sent(one)]
+    assert pool.add(two) == [sent(two)]
+    pool.disconnected("gone", NOW)
+    assert pool.add(a_task(lane=CALLS)) == [Connect(1)]
+    assert pool.connected()[0] == OpenLane(CALLS, 2)
+
+
+def test_a_task_is_started_once_it_is_said_and_settled_at_its_end():
+    pool, task = connected(), a_task()
+    pool.add(task)
+    assert pool.said(task.action, Start(0.0), NOW) == [Started(task)]
+    assert (task.state, task.started) == (State.RUNNING, NOW)
+    for observation in (
+        Stream("stdout", b"x"),
+        Cut("stdout", 1),
+        Display(ObservedBundle({})),
+        Result(),
+    ):
+        assert pool.said(task.action, observation, NOW) == []
+    assert pool.said(task.action, End(1.0), NOW) == [Settle(task)]
+    assert task.state is State.ENDED
+    assert len(task.record.said) == 6
+
+
+def test_the_task_of_an_action_is_known_while_it_is_wanted():
+    pool, task, other = connected(), a_task(), a_task()
+    assert pool.task_of(1) is None
+    pool.add(task)
+    pool.add(other)
+    assert pool.task_of(task.action) is task
+    end(pool, task)
+    assert pool.task_of(task.action) is None
+    other.future.cancel()
+    pool.cancelled(other)
+    assert pool.task_of(other.action) is None
+
+
+def test_a_pool_counts_what_has_not_begun():
+    pool = connected()
+    one, two, three = some = tasks(3)
+    for task in some:
+        pool.add(task)
+    assert pool.waiting == 3
+    pool.said(one.action, Start(0.0), NOW)
+    assert pool.waiting == 2
+    two.future.cancel()
+    pool.cancelled(two)
+    assert pool.waiting == 1
+    pool.disconnected("gone", NOW)
+    assert pool.waiting == 0
+    assert three.ended
+
+
+# ── how many go ahead ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("max_workers", [1, 2, 5])
+def test_a_few_tasks_go_ahead_of_those_that_may_run(max_workers):
+    pool = connected(max_workers)
+    some = tasks(AHEAD + 20)
+    orders = [order for task in some for order in pool.add(task)]
+    assert sends(orders) == some[: max_workers + AHEAD]
+    assert end(pool, some[3]) == [Settle(some[3]), sent(some[max_workers + AHEAD])]
+
+
+def test_only_so_many_bytes_go_ahead_but_as_many_tasks_as_may_run_always_go():
+    pool = connected(2)
+    some = tasks(4, size=module.AHEAD_BYTES // 3 + 1)
+    orders = [order for task in some for order in pool.add(task)]
+    assert sends(orders) == some[:3]
+    assert sends(end(pool, some[0])) == some[3:]
+    huge = tasks(4, size=module.AHEAD_BYTES * 2)
+    pool = connected(2)
+    assert sends([order for task in huge for order in pool.add(task)]) == huge[:2]
+
+
+def test_the_shared_lanes_take_turns_by_age():
+    pool = Pool(1)
+    one, two, three = tasks(3)
+    two.lane = CALLS
+    for task in (one, two, three):
+        pool.add(task)
+    assert sends(pool.connected()) == [one, two, three]
+
+
+def test_what_was_withdrawn_is_at_the_runtime_until_its_end():
+    pool = connected()
+    some = tasks(AHEAD + 2)
+    for task in some:
+        pool.add(task)
+    one, last = some[1], some[-1]
+    one.future.cancel()
+    assert pool.cancelled(one) == [withdrawn(one), Cancelled(one)]
+    assert last.state is State.QUEUED
+    assert fail(pool, one, "cancelled") == [sent(last)]
+
+
+# ── late, doubled, unknown ──────────────────────────────────────────────────
+
+EACH = [Start(0.0), Stream("stdout", b"x"), Result(), Error("died", "m"), End(1.0)]
+
+
+@pytest.mark.parametrize("observation", EACH, ids=lambda o: type(o).__name__)
+def test_what_is_said_of_an_unknown_action_is_ignored(observation):
+    pool = connected()
+    running(pool, a_task())
+    assert pool.said(0, observation, NOW) == []
+    assert pool.said(99, observation, NOW) == []
+
+
+@pytest.mark.parametrize("observation", EACH, ids=lambda o: type(o).__name__)
+def test_what_is_said_after_the_end_is_ignored(observation):
+    pool = connected()
+    one, two = tasks(2)
+    running(pool, one)
+    pool.add(two)
+    end(pool, one)
+    said = list(one.record.said)
+    assert pool.said(one.action, observation, NOW) == []
+    assert one.record.said == said
+    assert two.state is State.SENT
+
+
+@pytest.mark.parametrize("observation", EACH, ids=lambda o: type(o).__name__)
+def test_what_the_first_attempt_says_late_is_not_of_the_second(observation):
+    pool, task = connected(), a_task(retries=1)
+    pool.add(task)
+    first = task.action
+    assert fail(pool, task, "died") == [Retried(task, "its sandbox failed"), sent(task)]
+    assert task.action != first
+    assert pool.said(first, observation, NOW) == []
+    assert (task.state, task.record.said) == (State.SENT, [])
+
+
+def test_an_end_without_a_start_ends_the_task():
+    # A payload that cannot be rebuilt may end an action before its start.
+    pool, task = connected(), a_task()
+    pool.add(task)
+    assert fail(pool, task, "payload") == [Settle(task)]
+
+
+def test_a_task_that_says_anything_has_begun():
+    # Its Start may be late or lost; to run it a second time is not what was asked for.
+    pool, task = connected(), a_task(retries=3)
+    pool.add(task)
+    assert pool.said(task.action, Stream("stdout", b"x"), NOW) == []
+    assert not task.future.cancel()
+    assert fail(pool, task, "died") == [Settle(task)]
+
+
+def test_what_was_not_sent_since_nobody_wants_it_is_not_at_the_runtime():
+    pool, task = connected(), a_task()
+    (_, send) = pool.add(task)
+    task.future.cancel()
+    pool.cancelled(task)
+    pool.shutdown(False)
+    assert pool.unsent(send.action) == [Stop()]
+    assert pool.unsent(send.action) == []
+
+
+# ── tasks that are run again ────────────────────────────────────────────────
+
+
+def test_a_task_that_was_lost_before_it_began_is_sent_again():
+    pool, task = connected(), a_task(retries=1)
+    pool.add(task)
+    orders = pool.disconnected("gone", NOW)
+    assert orders == [Retried(task, "gone"), Connect(1)]
+    assert pool.connected() == [OpenLane(CELLS, 2), sent(task, 2)]
+    assert (task.attempt, task.action) == (2, 2)
+    assert end(pool, task) == [Settle(task)]
+    assert error_of(task) is None
+
+
+@pytest.mark.parametrize("kind", ["died", "unknown", "protocol", "unreachable"])
+def test_a_task_that_began_is_not_run_twice_unless_it_may_be(kind):
+    pool = connected()
+    one, two = a_task(retries=5), a_task(retries=1, idempotent=True)
+    running(pool, one, two)
+    assert fail(pool, one, kind) == [Settle(one)]
+    assert fail(pool, two, kind) == [Retried(two, "its sandbox failed"), sent(two)]
+    assert pool.waiting == 1
+    pool.said(two.action, Start(0.0), NOW)
+    assert fail(pool, two, kind) == [Settle(two)]
+
+
+@pytest.mark.parametrize("kind", ["timeout", "payload", "rejected", "state", "deadline"])
+def test_what_is_said_against_the_task_itself_is_its_outcome(kind):
+    pool, task = connected(), a_task(retries=5, idempotent=True)
+    running(pool, task)
+    assert fail(pool, task, kind) == [Settle(task)]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_retries_have_an_end(retries):
+    pool, task = connected(), a_task(retries=retries)
+    pool.add(task)
+    for attempt in range(1, retries + 1):
+        assert Retried(task, "gone") in pool.disconnected("gone", NOW)
+        pool.connected()
+        assert task.attempt == attempt + 1
+    assert pool.disconnected("gone at last", NOW) == [Settle(task)]
+    assert type(error_of(task)) is OutcomeUnknown
+    assert str(error_of(task)) == "gone at last"
+
+
+def test_a_result_that_was_said_is_not_taken_back_by_a_loss():
+    pool, task = connected(), a_task(retries=5, idempotent=True)
+    running(pool, task)
+    pool.said(task.action, Result(text="3"), NOW)
+    assert pool.disconnected("gone", NOW) == [Settle(task)]
+    assert error_of(task) is None
+
+
+def test_a_task_that_was_killed_between_its_error_and_its_end_is_not_run_again():
+    pool, task = connected(), a_task(retries=1, idempotent=True)
+    running(pool, task)
+    pool.said(task.action, Error("died", "killed", signal=9), NOW)
+    assert pool.signal(task, 9, True) == [Strike(task.action, 1, 9)]
+    assert pool.said(task.action, End(0.0), NOW) == [Settle(task)]
+    assert error_of(task).signal == 9
+
+
+def test_a_task_that_is_sent_again_goes_before_those_that_wait():
+    pool = connected()
+    one, *others = tasks(AHEAD + 3, retries=1)
+    for task in (one, *others):
+        pool.add(task)
+    assert sends(fail(pool, one, "died")) == [one]
+    assert others[-1].state is State.QUEUED
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_after_a_loss_tasks_are_sent_in_the_order_of_their_submission(count):
+    pool = connected(max_workers=3)
+    some = tasks(count, retries=5)
+    for task in some:
+        pool.add(task)
+    fail(pool, some[0], "died")
+    assert some[0].action > some[-1].action
+    for _ in range(3):
+        pool.disconnected("gone", NOW)
+        assert sends(pool.connected()) == some
+
+
+def test_the_sends_of_two_attempts_can_be_told_apart():
+    # A thread that was slow to carry out the first would send the second twice.
+    pool, task = connected(), a_task(retries=1)
+    first = pool.add(task)[-1]
+    second = fail(pool, task, "died")[-1]
+    assert type(first) is type(second) is Send
+    assert first != second
+
+
+# ── tasks with a policy of their own ────────────────────────────────────────
+
+
+def judging(pool, task, begun=True):
+    """Have the task end, and its policy asked."""
+    if begun:
+        running(pool, task)
+        assert end(pool, task) == [Judge(task)]
+    else:
+        pool.add(task)
+        assert fail(pool, task, "died") == [Judge(task)]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_policy_says_that_it_was_enough(begun):
+    pool, task = connected(), a_task(retries="policy")
+    judging(pool, task, begun)
+    assert pool.shutdown(False) == []
+    assert pool.waiting == (not begun)
+    assert pool.judged(task, None, NOW) == [Settle(task), Stop()]
+    assert pool.judged(task, None, NOW) == []
+    assert pool.waiting == 0
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_policy_has_its_task_run_again_after_some_time(begun):
+    pool, task = connected(), a_task(retries="policy")
+    judging(pool, task, begun)
+    assert pool.judged(task, 2.5, NOW) == [Retried(task, "its policy says so")]
+    assert (pool.waiting, pool.deadline) == (1, NOW + 2.5)
+    assert pool.passed(NOW + 2.4) == []
+    assert pool.passed(NOW + 2.5) == [sent(task)]
+    assert pool.deadline is None
+    assert task.attempt == 2
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+@pytest.mark.parametrize("how", ["cancel", "shutdown", "kill"])
+def test_a_task_that_has_not_begun_is_cancelled_while_its_policy_is_asked_or_has_it_wait(
+    delayed, how
+):
+    pool, task = connected(), a_task(retries="policy")
+    judging(pool, task, begun=False)
+    if delayed:
+        pool.judged(task, 600.0, NOW)
+    if how == "cancel":
+        task.future.cancel()
+        assert pool.cancelled(task) == [Cancelled(task)]
+        assert pool.shutdown(False) == [Stop()]
+    else:
+        orders = pool.shutdown(True) if how == "shutdown" else pool.kill(9)
+        assert orders == [Cancel(task), Stop()]
+    assert pool.judged(task, 1.0, NOW) == []
+    assert pool.passed(NOW + 1000) == []
+    assert pool.waiting == 0
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_a_task_that_has_begun_once_and_is_killed_ends_with_what_it_gave(delayed):
+    pool, task = connected(), a_task(retries="policy")
+    judging(pool, task)
+    if delayed:
+        pool.judged(task, 600.0, NOW)
+    assert pool.shutdown(True) == []
+    assert pool.kill(9) == [Settle(task), Stop()]
+    assert error_of(task) is None
+    assert pool.judged(task, 1.0, NOW) == []
+
+
+def test_the_limits_of_a_task_hold_while_it_waits_to_be_run_again():
+    pool = connected()
+    one = a_task(retries="policy", deadline=3.0)
+    two = a_task(retries="policy", queue_timeout=5.0)
+    judging(pool, one)
+    judging(pool, two, begun=False)
+    assert pool.deadline is None, "what its policy says, it says at once"
+    pool.judged(one, 600.0, NOW)
+    pool.judged(two, 600.0, NOW)
+    assert pool.passed(NOW + 3) == [Settle(one)]
+    assert type(error_of(one)) is DeadlineExceeded
+    assert pool.passed(NOW + 5) == [Settle(two)]
+    assert type(error_of(two)) is QueueTimeout
+
+
+def test_a_task_that_was_killed_is_not_judged():
+    pool, task = connected(), a_task(retries="policy")
+    running(pool, task)
+    pool.signal(task, 9, True)
+    assert fail(pool, task, "died") == [Settle(task)]
+
+
+# ── runtimes that are lost ──────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("kind", "error"), [("died", SandboxDied), ("unknown", OutcomeUnknown)])
+def test_what_ran_in_a_lost_runtime_ends_with_it(kind, error):
+    pool = connected(max_workers=2)
+    one, two = tasks(2, retries=1)
+    running(pool, one)
+    pool.add(two)
+    orders = pool.disconnected("gone", NOW + 2, kind)
+    assert orders == [Settle(one), Retried(two, "gone"), Connect(1)]
+    assert type(error_of(one)) is error
+    assert error_of(one).result.usage.running == 2.0
+
+
+def test_a_runtime_lost_while_idle_is_asked_for_with_the_next_task():
+    pool = connected()
+    one, two = tasks(2)
+    running(pool, one)
+    end(pool, one)
+    assert pool.disconnected("gone", NOW) == []
+    assert pool.add(two) == [Connect(1)]
+
+
+def test_losses_in_a_row_are_counted_until_a_task_ends():
+    pool, task = connected(), a_task(retries=9)
+    pool.add(task)
+    for failures in (1, 2, 3):
+        assert pool.disconnected("gone", NOW)[-1] == Connect(failures)
+        pool.connected()
+    end(pool, task)
+    pool.disconnected("gone", NOW)
+    assert pool.add(a_task()) == [Connect(1)]
+
+
+def test_a_runtime_that_cannot_be_had_is_the_error_of_all_that_wait():
+    pool = Pool(2)
+    some = tasks(3)
+    for task in some:
+        pool.add(task)
+    assert pool.unavailable(ERROR) == [Settle(task, ERROR) for task in some]
+    assert all(task.record.ended and task.state is State.ENDED for task in some)
+    assert pool.waiting == 0
+
+
+def test_after_a_runtime_could_not_be_had_the_next_task_tries_again():
+    pool, task = Pool(2), a_task()
+    pool.add(a_task())
+    pool.unavailable(ERROR)
+    assert pool.add(task) == [Connect(0)]
+    assert pool.connected() == [OpenLane(CELLS, 1), sent(task)]
+
+
+def test_what_was_withdrawn_from_a_lost_runtime_is_over():
+    pool, task = connected(), a_task(retries=5)
+    pool.add(task)
+    task.future.cancel()
+    pool.cancelled(task)
+    pool.shutdown(False)
+    assert pool.disconnected("gone", NOW) == [Stop()]
+
+
+# ── tasks that are cancelled ────────────────────────────────────────────────
+
+
+def test_a_task_that_waits_here_is_not_sent():
+    pool = Pool(1)
+    one, two = tasks(2)
+    pool.add(one)
+    pool.add(two)
+    assert one.future.cancel()
+    assert pool.cancelled(one) == [Cancelled(one)]
+    assert sends(pool.connected()) == [two]
+
+
+def test_a_cancelled_task_hears_of_nothing_more():
+    pool = Pool(1)
+    one, two = tasks(2)
+    pool.add(one)
+    pool.add(two)
+    two.future.cancel()
+    pool.cancelled(two)
+    assert pool.unavailable(ERROR) == [Settle(one, ERROR)]
+
+
+def test_a_task_that_is_on_its_way_is_withdrawn():
+    pool, task = connected(), a_task()
+    pool.add(task)
+    assert task.future.cancel()
+    assert pool.cancelled(task) == [withdrawn(task), Cancelled(task)]
+    assert pool.said(task.action, Start(0.0), NOW) == []
+    assert end(pool, task) == []
+    assert task.record.said == []
+
+
+def test_a_task_that_has_begun_cannot_be_cancelled():
+    pool, task = connected(), a_task()
+    running(pool, task)
+    assert not task.future.cancel()
+    assert task.future.running()
+    assert pool.cancelled(task) == []
+
+
+def test_a_task_may_begin_before_the_pool_hears_that_it_was_cancelled():
+    pool, task = connected(), a_task()
+    pool.add(task)
+    task.future.cancel()
+    orders = pool.said(task.action, Start(0.0), NOW)
+    assert orders == [withdrawn(task), Cancelled(task)]
+    assert pool.cancelled(task) == []
+    assert end(pool, task) == []
+
+
+def test_a_task_that_the_runtime_cancelled_is_cancelled():
+    pool, task = connected(), a_task()
+    pool.add(task)
+    assert fail(pool, task, "cancelled") == [Cancel(task)]
+
+
+def test_a_task_that_ended_before_it_was_cancelled_keeps_its_outcome():
+    pool, task = connected(), a_task()
+    pool.add(task)
+    assert fail(pool, task, "rejected") == [Settle(task)]
+    task.future.cancel()
+    assert pool.cancelled(task) == []
+
+
+# ── signals ─────────────────────────────────────────────────────────────────
+
+
+def test_a_signal_is_for_what_runs():
+    pool, task = connected(), a_task(retries=1, idempotent=True)
+    pool.add(task)
+    assert pool.signal(task, 2, False) == []
+    pool.said(task.action, Start(0.0), NOW)
+    assert pool.signal(task, 2, False) == [Strike(task.action, 1, 2)]
+    assert fail(pool, task, "died")[0] == Retried(task, "its sandbox failed")
+    assert pool.signal(task, 9, True) == []
+    end(pool, task)
+    assert pool.signal(task, 9, True) == []
+
+
+def test_a_kill_ends_all():
+    pool = connected()
+    one, two, three, four = tasks(4, retries=3, idempotent=True)
+    running(pool, one, two)
+    fail(pool, two, "died")
+    pool.add(three)
+    pool.add(four)
+    four.state = State.QUEUED
+    orders = pool.kill(9)
+    assert Strike(one.action, 1, 9) in orders
+    assert [withdrawn(two), Settle(two), withdrawn(three), Cancel(three)] == orders[1:5]
+    assert str(error_of(two)) == "its executor was killed"
+    assert pool.closing
+    assert fail(pool, one, "died") == [Settle(one)]
+
+
+# ── limits of time ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+@pytest.mark.parametrize(
+    ("limit", "error"), [("queue_timeout", QueueTimeout), ("deadline", DeadlineExceeded)]
+)
+def test_a_task_that_waits_for_too_long_is_not_run(limit, error, is_sent):
+    pool, task = connected() if is_sent else Pool(1), a_task(**{limit: 2.0})
+    pool.add(task)
+    assert pool.deadline == NOW + 2
+    assert pool.passed(NOW + 1.9) == []
+    orders = pool.passed(NOW + 2.0)
+    assert orders == [*([withdrawn(task)] if is_sent else []), Settle(task)]
+    assert type(error_of(task)) is error
+    assert str(error_of(task)) == "it did not begin within 2 s"
+    assert (pool.deadline, pool.waiting) == (None, 0)
+
+
+def test_once_a_task_has_begun_the_runtime_minds_its_deadline():
+    pool, task = connected(), a_task(queue_timeout=1.0, deadline=2.0)
+    running(pool, task)
+    assert pool.deadline is None
+    assert pool.passed(NOW + 5) == []
+
+
+def test_a_task_that_is_run_again_has_its_deadline_but_has_waited_enough():
+    pool, task = connected(), a_task(retries=1, idempotent=True, queue_timeout=1.0, deadline=2.0)
+    running(pool, task)
+    assert pool.deadline is None
+    pool.disconnected("gone", NOW)
+    assert pool.deadline == NOW + 2
+    assert pool.passed(NOW + 2) == [Settle(task)]
+
+
+def test_what_became_of_a_task_was_said_in_time():
+    pool, task = connected(), a_task(deadline=2.0)
+    pool.add(task)
+    pool.said(task.action, Error("payload", "m"), NOW)
+    assert pool.passed(NOW + 3) == []
+    assert pool.said(task.action, End(0.0), NOW) == [Settle(task)]
+
+
+def test_what_ended_is_not_kept_until_its_limit_would_have_passed():
+    pool = connected()
+    for _ in range(5 * module.TIMES):
+        task = a_task(deadline=3600.0)
+        running(pool, task)
+        end(pool, task)
+    assert len(pool._times) <= module.TIMES
+
+
+# ── sessions ────────────────────────────────────────────────────────────────
+
+
+def test_a_session_has_a_lane_of_its_own():
+    pool, task = connected(), a_task()
+    assert pool.sessions == 0
+    number = a_session(pool, task)
+    assert number not in SHARED
+    assert pool.sessions == 1
+    assert pool.add(task) == [OpenLane(number, 1), sent(task)]
+    assert pool.running_in(number) is None
+    pool.said(task.action, Start(0.0), NOW)
+    assert pool.running_in(number) is task
+    assert pool.running_in(CELLS) is None
+
+
+def test_one_goes_ahead_of_what_runs_in_a_session():
+    pool = connected()
+    one, two, three = some = tasks(3)
+    a_session(pool, *some)
+    pool.add(one)
+    assert pool.add(two) == [], "the first may yet hear that the state is lost"
+    assert pool.add(three) == []
+    assert pool.said(one.action, Start(0.0), NOW) == [Started(one), sent(two)]
+    assert end(pool, one) == [Settle(one)]
+    pool.said(two.action, Start(0.0), NOW)
+    assert three.state is State.SENT
+
+
+def test_nothing_goes_ahead_of_what_may_be_run_again():
+    pool = connected()
+    one, two = tasks(2)
+    one.settings = Settings(retries="policy")
+    a_session(pool, one, two)
+    pool.add(one)
+    pool.add(two)
+    assert pool.said(one.action, Start(0.0), NOW) == [Started(one)]
+    assert end(pool, one) == [Judge(one)]
+    assert pool.judged(one, 1.0, NOW) == [Retried(one, "its policy says so")]
+    assert pool.passed(NOW + 1) == [sent(one)]
+    assert end(pool, one) == [Judge(one)]
+    assert pool.judged(one, None, NOW) == [Settle(one), sent(two)]
+
+
+def test_the_sessions_tasks_do_not_count_as_ahead():
+    pool = connected()
+    some, one = tasks(AHEAD + 1), a_task()
+    a_session(pool, one)
+    for task in some:
+        pool.add(task)
+    assert sends(pool.add(one)) == [one]
+
+
+def test_a_session_that_loses_its_state_tells_the_next_result():
+    pool = connected()
+    one, two, three, four = some = tasks(4)
+    a_session(pool, *some)
+    for task in some[:3]:
+        pool.add(task)
+    pool.said(one.action, Start(0.0), NOW)
+    # As the runtime tells it: first those that wait there, then what ran.
+    assert pool.said(two.action, Error("state", "lost"), NOW) == [Settle(three)]
+    assert pool.said(two.action, End(0.0), NOW) == [Settle(two)]
+    assert fail(pool, one, "died") == [Settle(one)]
+    assert [type(error_of(task)) for task in some[:3]] == [SandboxDied, StateLost, StateLost]
+    assert sends(pool.add(four)) == [four]
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 2])
+def test_a_session_that_loses_its_runtime_tells_the_next_result(waiting):
+    pool = connected()
+    one, *others = tasks(5, retries=3)
+    a_session(pool, one, *others)
+    running(pool, one)
+    for task in others[:waiting]:
+        pool.add(task)
+    orders = pool.disconnected("gone", NOW)
+    assert orders == [Settle(one), *map(Settle, others[:waiting])]
+    if not waiting:
+        assert pool.add(others[0]) == [Settle(others[0])]
+        waiting = 1
+    assert all(type(error_of(task)) is StateLost for task in others[:waiting])
+    assert pool.add(others[waiting]) == [Connect(1)]
+    assert sends(pool.connected()) == [others[waiting]]
+
+
+def test_a_session_that_has_run_nothing_has_no_state_to_lose():
+    pool = connected()
+    one, two = tasks(2, retries=1)
+    a_session(pool, one, two)
+    pool.add(one)
+    pool.add(two)
+    assert pool.disconnected("gone", NOW) == [Retried(one, "gone"), Connect(1)]
+    assert sends(pool.connected()) == [one]
+
+
+def test_what_has_run_in_a_session_is_not_run_again_without_its_state():
+    pool = connected()
+    one = a_task(retries=5, idempotent=True)
+    a_session(pool, one)
+    running(pool, one)
+    assert fail(pool, one, "died") == [Settle(one)]
+
+
+def test_a_task_that_its_policy_has_run_again_hears_of_the_lost_state():
+    pool = connected()
+    one, two, three = some = tasks(3)
+    one.settings = Settings(retries="policy")
+    a_session(pool, *some)
+    running(pool, one)
+    pool.add(two)
+    assert pool.disconnected("gone", NOW) == [Judge(one), Settle(two)]
+    pool.judged(one, 1.0, NOW)
+    assert sends([*pool.passed(NOW + 1), *pool.connected()]) == [one], "the state was told of"
+
+    pool = connected()
+    a_session(pool, one := a_task(retries="policy"), three)
+    running(pool, one)
+    assert pool.disconnected("gone", NOW) == [Judge(one)]
+    pool.judged(one, 1.0, NOW)
+    assert pool.passed(NOW + 1) == [Settle(one)]
+    assert type(error_of(one)) is StateLost
+    assert pool.add(three) == [Connect(1)]
+
+
+def test_a_cancelled_task_does_not_hear_of_the_lost_state_for_the_next():
+    pool = connected()
+    one, two, three = some = tasks(3)
+    a_session(pool, *some)
+    running(pool, one)
+    end(pool, one)
+    pool.add(two)
+    two.future.cancel()
+    pool.cancelled(two)
+    assert pool.said(two.action, Error("state", "lost"), NOW) == []
+    assert pool.add(three) == [Settle(three)]
+    assert type(error_of(three)) is StateLost
+
+
+def test_what_was_cancelled_here_does_not_hear_of_the_lost_state():
+    pool = connected()
+    one, two, three, four = some = tasks(4)
+    a_session(pool, *some)
+    running(pool, one)
+    for task in some[1:]:
+        pool.add(task)
+    three.future.cancel()
+    pool.cancelled(three)
+    assert pool.disconnected("gone", NOW) == [Settle(one), Settle(two), Settle(four)]
+
+
+@pytest.mark.parametrize("where", ["at the runtime", "here"])
+def test_a_task_that_was_cancelled_a_moment_ago_does_not_hear_of_the_lost_state(where):
+    pool = connected()
+    one, two, three = some = tasks(3)
+    a_session(pool, *some)
+    running(pool, one)
+    if where == "at the runtime":
+        end(pool, one)
+    else:
+        one.settings = Settings(retries="policy")
+    pool.add(two)
+    two.future.cancel()
+    if where == "at the runtime":
+        assert fail(pool, two, "state") == [Cancelled(two)]
+    else:
+        assert Cancelled(two) in pool.disconnected("gone", NOW)
+    assert pool.cancelled(two) == []
+    assert pool.add(three) == [Settle(three)]
+
+
+def test_one_that_hears_of_the_lost_state_cannot_be_cancelled_any_more():
+    pool = connected()
+    one, two = tasks(2)
+    a_session(pool, one, two)
+    running(pool, one)
+    end(pool, one)
+    pool.add(two)
+    pool.said(two.action, Error("state", "lost"), NOW)
+    assert not two.future.cancel()
+
+
+def test_a_session_that_is_closed_cancels_what_waits_and_ends_what_runs():
+    pool = connected()
+    one, two, three, four = some = tasks(4)
+    number = a_session(pool, *some)
+    running(pool, one)
+    pool.add(two)
+    pool.add(three)
+    orders = pool.close_session(number)
+    assert orders == [Cancel(three), withdrawn(two), Cancel(two), CloseLane(number, 1)]
+    assert pool.close_session(number) == []
+    assert fail(pool, one, "died") == [Settle(one)]
+    assert pool.add(four) == [Cancel(four)]
+    assert pool.said(two.action, Error("state", "lost"), NOW) == []
+    assert pool.said(two.action, End(0.0), NOW) == []
+    assert pool.sessions == 0
+
+
+def test_what_runs_in_a_closed_session_is_not_run_again():
+    pool, task = connected(), a_task(retries=5, idempotent=True)
+    number = a_session(pool, task)
+    running(pool, task)
+    pool.said(task.action, Error("died", "m"), NOW)
+    pool.close_session(number)
+    assert pool.said(task.action, End(0.0), NOW) == [Settle(task)]
+    lost = a_task(retries=5)
+    number = a_session(pool, lost)
+    pool.add(lost)
+    assert lost.claim()
+    assert pool.close_session(number) == [withdrawn(lost), Settle(lost), CloseLane(number, 1)]
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_what_waits_to_be_run_again_ends_with_its_session(delayed):
+    pool, task = connected(), a_task(retries="policy")
+    number = a_session(pool, task)
+    judging(pool, task)
+    if delayed:
+        pool.judged(task, 600.0, NOW)
+    assert pool.close_session(number) == [Settle(task), CloseLane(number, 1)]
+    assert pool.shutdown(False) == [Stop()]
+
+
+def test_a_lost_state_of_a_closed_session_is_nobodys():
+    pool = connected()
+    one, two = tasks(2)
+    number = a_session(pool, one, two)
+    running(pool, one)
+    pool.add(two)
+    two.claim()
+    pool.close_session(number)
+    assert pool.said(two.action, Error("state", "lost"), NOW) == []
+
+
+# ── shutdown ────────────────────────────────────────────────────────────────
+
+
+def test_an_idle_pool_stops_at_once():
+    for pool in (Pool(1), connected()):
+        assert not pool.closing
+        assert pool.shutdown(False) == [Stop()]
+        assert pool.closing
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_busy_pool_stops_with_its_last_task(cancel):
+    pool = connected(max_workers=2)
+    one, two = tasks(2)
+    running(pool, one, two)
+    assert pool.shutdown(cancel) == []
+    assert end(pool, two) == [Settle(two)]
+    assert end(pool, one) == [Settle(one), Stop()]
+
+
+def test_tasks_that_wait_are_run_after_a_shutdown():
+    pool = connected()
+    some = tasks(AHEAD + 2)
+    for task in some:
+        pool.add(task)
+    assert pool.shutdown(False) == []
+    assert sends(end(pool, some[0])) == some[-1:]
+    for task in some[1:-1]:
+        end(pool, task)
+    assert end(pool, some[-1]) == [Settle(some[-1]), Stop()]
+
+
+def test_tasks_that_wait_are_cancelled_by_a_shutdown_that_cancels():
+    pool = connected()
+    one, two = tasks(2)
+    running(pool, one)
+    pool.add(two)
+    assert pool.shutdown(True) == [withdrawn(two), Cancel(two)]
+    assert end(pool, one) == [Settle(one)]
+    assert fail(pool, two, "cancelled") == [Stop()]
+
+
+def test_a_shutdown_may_be_followed_by_one_that_cancels():
+    pool = connected()
+    one, two = tasks(2)
+    running(pool, one)
+    pool.add(two)
+    assert pool.shutdown(False) == []
+    assert pool.shutdown(True) == [withdrawn(two), Cancel(two)]
+    assert pool.shutdown(True) == []
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_pool_stops_once(cancel):
+    pool = connected()
+    session = pool.open_session()
+    assert pool.shutdown(cancel) == [Stop()]
+    assert pool.shutdown(cancel) == []
+    assert pool.kill(9) == []
+    assert pool.disconnected("gone", NOW) == []
+    assert pool.connected() == []
+    assert pool.unavailable(ERROR) == []
+    assert pool.close_session(session) == []
+
+
+def test_a_shutdown_while_connecting_waits_for_the_runtime():
+    pool, task = Pool(1), a_task()
+    pool.add(task)
+    assert pool.shutdown(False) == []
+    assert sends(pool.connected()) == [task]
+    assert end(pool, task) == [Settle(task), Stop()]
+
+
+def test_a_shutdown_while_connecting_hears_that_there_is_no_runtime():
+    pool, task = Pool(1), a_task()
+    pool.add(task)
+    pool.shutdown(False)
+    assert pool.unavailable(ERROR) == [Settle(task, ERROR), Stop()]
+
+
+def test_a_shutdown_that_cancels_while_connecting_stops_at_once():
+    pool, task = Pool(1), a_task()
+    pool.add(task)
+    assert pool.shutdown(True) == [Cancel(task), Stop()]
+    assert pool.connected() == []
+
+
+def test_a_shutdown_survives_the_loss_of_the_runtime():
+    pool = connected()
+    one, two = tasks(2, retries=1)
+    running(pool, one)
+    pool.add(two)
+    pool.shutdown(False)
+    assert pool.disconnected("gone", NOW)[-1] == Connect(1)
+    assert pool.connected() == [OpenLane(CELLS, 2), sent(two, 2)]
+    assert end(pool, two) == [Settle(two), Stop()]
+
+
+def test_a_task_whose_future_runs_is_not_cancelled_by_a_shutdown():
+    # Future.cancel() does nothing any more, and its waiters would wait for ever.
+    pool, task = connected(), a_task(retries=1, idempotent=True)
+    running(pool, task)
+    fail(pool, task, "died")
+    assert pool.shutdown(True) == []
+    assert fail(pool, task, "cancelled") == [Settle(task), Stop()]
+    assert type(error_of(task)) is OutcomeUnknown
+
+
+@pytest.mark.parametrize("late", ["shutdown", "fail"])
+def test_a_task_that_comes_too_late_is_not_forgotten(late):
+    # Engine.submit looks at `closing` and adds in two steps: a shutdown may come between.
+    pool, task = connected(), a_task()
+    if late == "shutdown":
+        pool.shutdown(False)
+    else:
+        pool.fail(ERROR, NOW)
+    assert pool.add(task) == [Cancel(task)]
+
+
+# ── when nothing works any more ─────────────────────────────────────────────
+
+
+def test_all_that_live_fail_together_and_once():
+    pool = connected(max_workers=2)
+    policy = a_task("p", retries="policy")
+    judging(pool, policy)
+    later = a_task("q", retries="policy")
+    judging(pool, later)
+    pool.judged(later, 600.0, NOW)
+    one, *others = some = tasks(AHEAD + 5, retries=3, idempotent=True)
+    running(pool, one)
+    for task in others:
+        pool.add(task)
+    others[0].future.cancel()
+    pool.cancelled(others[0])
+    error = BrokenSandboxPool("broken")
+    orders = pool.fail(error, NOW + 1)
+    assert Settle(policy) in orders
+    assert {o.task for o in orders if o.error is error} == {one, later, *others[1:]}
+    assert len(orders) == len(some) + 1
+    assert all(task.ended for task in some)
+    assert str(error_of(one)) == "broken"
+    assert pool.closing
+    assert pool.waiting == 0
+    assert pool.fail(error, NOW) == []
+
+
+def test_what_comes_after_the_failure_changes_nothing():
+    pool, task = connected(), a_task()
+    running(pool, task)
+    pool.add(a_task())
+    pool.fail(ERROR, NOW)
+    said = list(task.record.said)
+    orders = pool.said(task.action, End(1.0), NOW)
+    orders += pool.disconnected("gone", NOW)
+    orders += pool.connected()
+    orders += pool.shutdown(True)
+    assert orders == [Stop()]
+    assert task.record.said == said
+
+
+def test_a_failure_while_connecting_fails_those_that_wait():
+    pool, task = Pool(1), a_task()
+    pool.add(task)
+    assert pool.fail(ERROR, NOW) == [Settle(task, ERROR)]
 
 
 # ── whatever happens ────────────────────────────────────────────────────────
@@ -95,7 +1130,9 @@ class Walk(RuleBasedStateMachine):
     # ── the executor ──
 
     @initialize(
-        max_workers=st.integers(1, 3), ahead=st.integers(0, 3), most_bytes=st.sampled_from([60, 200])
+        max_workers=st.integers(1, 3),
+        ahead=st.integers(0, 3),
+        most_bytes=st.sampled_from([60, 200]),
     )
     def begin(self, max_workers, ahead, most_bytes):
         module.AHEAD, module.AHEAD_BYTES, module.TIMES = ahead, most_bytes, 3
@@ -518,21 +1555,30 @@ class Walk(RuleBasedStateMachine):
         orders = self.pool.passed(self.now)
         assert not orders or (due is not None and due <= self.now)
         for order in orders:
-            if type(order) is Settle and type(error_of(order.task)) in (QueueTimeout, DeadlineExceeded):
+            if type(order) is Settle and type(error_of(order.task)) in (
+                QueueTimeout,
+                DeadlineExceeded,
+            ):
                 assert late(order.task, self.now)
         self.dispatcher(orders)
         for task in self.tasks:
             assert not (task.waits and not task.known and late(task, self.now)), "forgotten"
         assert self.pool.deadline is None or self.pool.deadline > self.now
 
-    @rule(data=st.data(), observation=st.sampled_from([Start(0.0), Result(), Error("state", "m"), End(0.0)]))
+    @rule(
+        data=st.data(),
+        observation=st.sampled_from([Start(0.0), Result(), Error("state", "m"), End(0.0)]),
+    )
     def something_is_said_too_late(self, data, observation):
         action = data.draw(st.integers(0, 30))
         if action not in self.out:
             assert self.pool.said(action, observation, self.now) == []
 
     @precondition(lambda self: self.out and not self.threads[0])
-    @rule(data=st.data(), kind=st.sampled_from([None, Start, End, "state", "cancelled", "died", "rejected"]))
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from([None, Start, End, "state", "cancelled", "died", "rejected"]),
+    )
     def a_runtime_says_what_it_must_not(self, data, kind):
         if data.draw(st.integers(0, 3)):
             return
