@@ -1156,6 +1156,8 @@ class Walk(RuleBasedStateMachine):
         self.is_connected = self.connecting = False
         self.shut = self.failed = self.stopped = False
         self.legal = True
+        self.verdicts = itertools.cycle([None, 0.0, 3.0, None, 0.0, None, None])
+        self.rooms = itertools.repeat(True)
         self.new_runtime()
 
     def a_thread(self, orders):
@@ -1438,9 +1440,6 @@ class Walk(RuleBasedStateMachine):
         self.out.clear()
         self.dispatcher(self.pool.fail(error, self.now))
         assert set(self.done) == set(self.tasks)
-
-    verdicts = itertools.cycle([None, 0.0, 3.0, None, 0.0, None, None])
-    rooms = itertools.repeat(True)
 
     # ── rules ──
 
