@@ -1382,7 +1382,8 @@ class Walk(RuleBasedStateMachine):
             self.runtime(self.lanes.ended(action))
         else:
             self.loses_state(sandbox)
-        del self.boxes[sandbox]
+        # Its end may have had it dropped.
+        self.boxes.pop(sandbox, None)
         self.runtime(self.lanes.lost(sandbox, reason))
 
     def loses_state(self, sandbox):
