@@ -1553,7 +1553,7 @@ class Walk(RuleBasedStateMachine):
         for task in [t for t, until in self.waits_for.items() if until <= self.now]:
             del self.waits_for[task]
         orders = self.pool.passed(self.now)
-        assert not orders or (due is not None and due <= self.now)
+        assert not orders or self.failed or (due is not None and due <= self.now)
         for order in orders:
             if type(order) is Settle and type(error_of(order.task)) in (
                 QueueTimeout,
