@@ -848,9 +848,9 @@ def test_what_was_cancelled_here_does_not_hear_of_the_lost_state():
     running(pool, one)
     for task in some[1:]:
         pool.add(task)
-    three.future.cancel()
-    pool.cancelled(three)
-    assert pool.disconnected("gone", NOW) == [Settle(one), Settle(two), Settle(four)]
+    four.future.cancel()
+    pool.cancelled(four)
+    assert pool.disconnected("gone", NOW) == [Settle(one), Settle(two), Settle(three)]
 
 
 @pytest.mark.parametrize("where", ["at the runtime", "here"])
@@ -1133,8 +1133,9 @@ class Walk(RuleBasedStateMachine):
         max_workers=st.integers(1, 3),
         ahead=st.integers(0, 3),
         most_bytes=st.sampled_from([60, 200]),
+        sessions=st.integers(0, 2),
     )
-    def begin(self, max_workers, ahead, most_bytes):
+    def begin(self, max_workers, ahead, most_bytes, sessions):
         module.AHEAD, module.AHEAD_BYTES, module.TIMES = ahead, most_bytes, 3
         self.max_workers = max_workers
         self.pool = Pool(max_workers)
@@ -1149,7 +1150,7 @@ class Walk(RuleBasedStateMachine):
         self.told = {}  # session -> when somebody was told that its state is lost
         self.begun = {}  # session -> {task: when it began}, of what was heard
         self.losses = {}  # session -> when its state was lost
-        self.sessions = []
+        self.sessions = [self.pool.open_session() for _ in range(sessions)]
         self.threads = [[]]  # orders to be carried out; first the dispatcher's
         self.outbox, self.events = [], []
         self.connection = 0
@@ -1444,7 +1445,7 @@ class Walk(RuleBasedStateMachine):
 
     # ── rules ──
 
-    @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=12))
+    @rule(choices=st.lists(st.integers(0, 1000), min_size=1, max_size=20))
     def go_on(self, choices):
         for choice in choices:
             steps = self.steps()
