@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         CellTimeout as CellTimeout,
     )
     from mentis_pool.errors import (
+        DeadlineExceeded as DeadlineExceeded,
+    )
+    from mentis_pool.errors import (
         MentisPoolError as MentisPoolError,
     )
     from mentis_pool.errors import (
@@ -35,6 +38,12 @@ if TYPE_CHECKING:
     )
     from mentis_pool.errors import (
         ProtocolError as ProtocolError,
+    )
+    from mentis_pool.errors import (
+        QueueFull as QueueFull,
+    )
+    from mentis_pool.errors import (
+        QueueTimeout as QueueTimeout,
     )
     from mentis_pool.errors import (
         RuntimeRejected as RuntimeRejected,
@@ -48,7 +57,11 @@ if TYPE_CHECKING:
     from mentis_pool.errors import (
         SandboxError as SandboxError,
     )
+    from mentis_pool.errors import (
+        StateLost as StateLost,
+    )
     from mentis_pool.executor import SandboxExecutor as SandboxExecutor
+    from mentis_pool.future import CallFuture as CallFuture
     from mentis_pool.future import CellFuture as CellFuture
     from mentis_pool.observations import (
         Cut as Cut,
@@ -61,6 +74,9 @@ if TYPE_CHECKING:
     )
     from mentis_pool.observations import (
         Error as Error,
+    )
+    from mentis_pool.observations import (
+        Part as Part,
     )
     from mentis_pool.observations import (
         Result as Result,
@@ -79,6 +95,7 @@ if TYPE_CHECKING:
     from mentis_pool.sandbox import Space as Space
     from mentis_pool.sandbox import SpaceManager as SpaceManager
     from mentis_pool.sandbox import sandbox_session as sandbox_session
+    from mentis_pool.session import Session as Session
 
 _HOME = {
     **dict.fromkeys(
@@ -86,21 +103,26 @@ _HOME = {
             "BrokenSandboxPool",
             "CellError",
             "CellTimeout",
+            "DeadlineExceeded",
             "MentisPoolError",
             "OutcomeUnknown",
             "PayloadError",
             "ProtocolError",
+            "QueueFull",
+            "QueueTimeout",
             "RuntimeRejected",
             "RuntimeUnavailable",
             "SandboxDied",
             "SandboxError",
+            "StateLost",
         ),
         "errors",
     ),
     "SandboxExecutor": "executor",
-    "CellFuture": "future",
+    **dict.fromkeys(("CallFuture", "CellFuture"), "future"),
+    "Session": "session",
     **dict.fromkeys(
-        ("Cut", "Display", "End", "Error", "Result", "Start", "Stream"), "observations"
+        ("Cut", "Display", "End", "Error", "Part", "Result", "Start", "Stream"), "observations"
     ),
     **dict.fromkeys(("CellResult", "Opaque", "Usage"), "results"),
     **dict.fromkeys(

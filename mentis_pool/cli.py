@@ -78,7 +78,9 @@ def _of_file(path: str) -> Program | Unreadable:
             content = file.read()
         if path.endswith(".ipynb"):
             return Program(path, notebook_cells(content))
-        return Program(path, [importlib.util.decode_source(content)], (path,))
+        # It runs in another directory, and there looks for its neighbours and for itself.
+        argv = (os.path.abspath(path),)
+        return Program(path, [importlib.util.decode_source(content)], argv)
     except (OSError, ValueError, SyntaxError) as exc:
         return Unreadable(path, f"{path} cannot be read: {exc}")
 
@@ -269,10 +271,17 @@ def _show(page: _Page, name: str, outcome: CellFuture | Unreadable) -> CellResul
             elif isinstance(seen, Result):
                 page.line("stdout", seen.text or "")
     result = _result_of(outcome)
-    if result.error is not None:
+    if result.error is not None and not _is_said(result.error, result.stderr):
         page.line("stderr", _described(result.error))
     page.end()
     return result
+
+
+def _is_said(error: MentisPoolError, stderr: str) -> bool:
+    """Whether it is the exit of a script with a text, which Python writes on stderr itself."""
+    if not isinstance(error, CellError) or error.name != "SystemExit":
+        return False
+    return stderr.endswith(f"{error.value}\n") and not error.value.lstrip("-").isdigit()
 
 
 def _described(error: MentisPoolError) -> str:
@@ -353,7 +362,18 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _with_cells(words: list[str]) -> list[str]:
+    """The words with ``-c -1`` as one, ``-c-1``: argparse would take that cell for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined[-1:] == ["-c"] and word.startswith("-"):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     log = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     log.add_argument(
         "--log", metavar="FILE", help="write log events to FILE, as JSON lines; - for stderr"
@@ -389,7 +409,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--out", metavar="FILE", help="write results to FILE, a line of JSON each, in order"
     )
     _add_serve(commands, log)
-    parsed, rest = parser.parse_known_args(arguments)
+    parsed, rest = parser.parse_known_args(_with_cells(arguments))
     if parsed.command == "serve":
         if rest:
             parser.error(f"unrecognized argument: {rest[0]}")
@@ -530,7 +550,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        parsed = _parse(arguments)
+        parsed = _parse(sys.argv[1:] if arguments is None else arguments)
         try:
             if "log" in parsed:
                 _log_to(parsed.log)

@@ -1,13 +1,15 @@
 """REST of a runtime: spaces, sandboxes, cells and commands, over urllib3.
 
 Blocking calls, each with time limits. What is safe to repeat is repeated with
-tenacity while nothing answers: everything but a cell or a command that was sent.
+tenacity while nothing answers: everything but what was sent and would happen
+twice (a cell, a command, what is made where others make it too).
 """
 
 from __future__ import annotations
 
+import http.client
+import ssl
 import threading
-import urllib.request
 from types import NoneType
 from typing import Any, TypeVar
 
@@ -19,7 +21,7 @@ from mentis_pool import mentis_v1
 from mentis_pool.address import Address
 from mentis_pool.errors import RuntimeRejected, RuntimeUnavailable
 from mentis_pool.events import log
-from mentis_pool.stream import ObservationStream, link, refused
+from mentis_pool.stream import ObservationStream, link, proxy_of, refused
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection."""
@@ -97,9 +99,25 @@ class Client:
     def create_space(
         self, name: str, description: str | None = None, metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """A new space; what v1 tells of it."""
+        """A new space with a name that nobody else gives; what v1 tells of it."""
         body = mentis_v1.NewSpace(name, description, metadata)
-        return self._repeat("POST", mentis_v1.SPACES, dict[str, Any], body)
+        try:
+            return self._repeat("POST", mentis_v1.SPACES, dict[str, Any], body)
+        except (Unanswered, RuntimeRejected) as exc:
+            if isinstance(exc, RuntimeRejected) and exc.status != 409:
+                raise
+            # An answer was lost, so it may be there; it is ours, whoever has its name.
+            for space in self.spaces():
+                if name in (space.get("name"), space.get("Name")):
+                    return space
+            raise
+
+    def create_space_once(
+        self, name: str, description: str | None = None, metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """A new space with any name. Not repeated where it may have been made."""
+        body = mentis_v1.NewSpace(name, description, metadata)
+        return self._post_once(mentis_v1.SPACES, dict[str, Any], body)
 
     def spaces(self) -> list[dict[str, Any]]:
         """All spaces."""
@@ -124,10 +142,17 @@ class Client:
         self._delete(mentis_v1.space_path(space_id))
 
     def create_sandbox(self, space_id: str, settings: dict[str, Any] | None = None) -> str:
-        """A new sandbox; its id."""
+        """A new sandbox in a space of our own; its id.
+
+        Where an answer was lost there may be another one, which goes with the space.
+        """
         path = mentis_v1.sandboxes_path(space_id)
-        made = self._repeat("POST", path, mentis_v1.MadeSandbox, settings or {})
-        return made.sandbox_id
+        return self._repeat("POST", path, mentis_v1.MadeSandbox, settings or {}).sandbox_id
+
+    def create_sandbox_once(self, space_id: str, settings: dict[str, Any] | None = None) -> str:
+        """A new sandbox in any space; its id. Not repeated where it may have been made."""
+        path = mentis_v1.sandboxes_path(space_id)
+        return self._post_once(path, mentis_v1.MadeSandbox, settings or {}).sandbox_id
 
     def sandbox(self, space_id: str, sandbox_id: str) -> dict[str, Any]:
         """One sandbox."""
@@ -138,19 +163,19 @@ class Client:
         self._delete(mentis_v1.sandbox_path(space_id, sandbox_id))
 
     def run_cell(self, space_id: str, sandbox_id: str, body: mentis_v1.RunCell) -> str:
-        """Post a cell; the id of its action. Repeated only while it was not sent.
+        """Post a cell; the id of its action. Repeated only where it cannot have begun.
 
         Raises:
             Unanswered: it was sent, and may run.
             Gone: there is no such sandbox.
         """
         path = mentis_v1.tool_path(space_id, sandbox_id, "run_ipython_cell")
-        return self._post_once(path, body)
+        return self._post_once(path, mentis_v1.Accepted, body).action_id
 
     def run_command(self, space_id: str, sandbox_id: str, body: mentis_v1.RunCommand) -> str:
         """Post a shell command; as `run_cell`."""
         path = mentis_v1.tool_path(space_id, sandbox_id, "run_shell_command")
-        return self._post_once(path, body)
+        return self._post_once(path, mentis_v1.Accepted, body).action_id
 
     def stream(self, sandbox_id: str, timeout: float | None = None) -> ObservationStream:
         """Connect the stream of a sandbox, each try within so many seconds."""
@@ -174,10 +199,9 @@ class Client:
         except Gone:
             pass
 
-    def _post_once(self, path: str, body: Any) -> str:
-        retrying = self._retrying.copy(retry=tenacity.retry_if_exception(_was_not_sent))
-        accepted = retrying(lambda: self._request("POST", path, mentis_v1.Accepted, body))
-        return accepted.action_id
+    def _post_once(self, path: str, expected: type[T], body: Any) -> T:
+        retrying = self._retrying.copy(retry=tenacity.retry_if_exception(_was_not_begun))
+        return retrying(lambda: self._request("POST", path, expected, body))
 
     def _request(self, method: str, path: str, expected: type[T], body: Any) -> T:
         url = self.address.http(path)
@@ -193,10 +217,8 @@ class Client:
             )
         except _NOT_SENT as exc:
             raise RuntimeUnavailable(f"nothing answers at {self.address.url}: {exc}") from exc
-        except urllib3.exceptions.SSLError as exc:
-            raise RuntimeRejected(f"{self.address.url} cannot be trusted: {exc}") from exc
         except urllib3.exceptions.HTTPError as exc:
-            raise Unanswered(f"{self.address.url} gave no answer: {exc}") from exc
+            raise _translated(self.address, exc) from exc
         return self._understood(url, answer, expected)
 
     def _understood(self, url: str, answer: Any, expected: type[T]) -> T:
@@ -230,12 +252,10 @@ class Client:
 
 
 def _pool_manager(address: Address) -> urllib3.PoolManager:
-    """With the proxy that the environment names, if it is for this address."""
-    scheme = address.url.partition(":")[0]
-    proxy = urllib.request.getproxies().get(scheme)
-    if proxy and not address.loopback and not urllib.request.proxy_bypass(address.host):
-        return urllib3.ProxyManager(proxy, maxsize=16)
-    return urllib3.PoolManager(maxsize=16)
+    proxy = proxy_of(address)
+    if proxy is None:
+        return urllib3.PoolManager(maxsize=16)
+    return urllib3.ProxyManager(proxy.url, proxy_headers=proxy.headers, maxsize=16)
 
 
 _NOT_SENT = (
@@ -252,8 +272,28 @@ def _is_passing(exc: BaseException) -> bool:
     return isinstance(exc, RuntimeUnavailable)
 
 
-def _was_not_sent(exc: BaseException) -> bool:
+def _was_not_begun(exc: BaseException) -> bool:
+    """Whether what was to be done cannot have been: it was not sent, or refused for now (429)."""
+    if isinstance(exc, RuntimeRejected):
+        return exc.status == 429
     return isinstance(exc, RuntimeUnavailable) and not isinstance(exc, Unanswered)
+
+
+def _translated(
+    address: Address, exc: urllib3.exceptions.HTTPError
+) -> RuntimeUnavailable | RuntimeRejected:
+    """What it means that a request failed that may have been sent."""
+    cause = exc.args[-1] if exc.args else None
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return RuntimeRejected(f"{address.url} cannot be trusted: {exc}")
+    if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+        return RuntimeRejected(
+            f"{address.url} is no Mentis runtime: it speaks no TLS; is it http:// there? ({exc})"
+        )
+    # A connection that was closed is one of these as well, and no answer at all.
+    if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, ConnectionError):
+        return RuntimeRejected(f"{address.url} is no Mentis runtime: it speaks no HTTP ({exc})")
+    return Unanswered(f"{address.url} gave no answer: {exc}")
 
 
 def _is_mentis(body: bytes) -> bool:

@@ -1,8 +1,14 @@
 """From a queue that holds the observations of many actions, each task's own.
 
-Whoever collects may take from the queue what belongs to somebody else: that is
-kept here until it is asked for. One thread at a time reads the queue, for all
-that collect from it.
+Whoever collects takes its own from the queue, and leaves all else there, in its
+order, for whom it may concern: others that collect, and who reads the queue itself.
+
+Many may wait at one queue, and what is put there wakes but one of those that wait
+for it. So one of all that collect listens to the queue; it wakes the others, and
+whoever would have been woken in its place::
+
+    put ──not_empty──► the one that listens ──changed──► all others that collect
+                                            ──not_empty──► who reads the queue itself
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ import queue
 import threading
 import time
 import weakref
-from collections import defaultdict
+from collections import OrderedDict
 from typing import Any
 
 from mentis_pool.mentis_v1 import (
@@ -21,6 +27,9 @@ from mentis_pool.mentis_v1 import (
     ErrorObservation,
     ResultObservation,
 )
+
+_REMEMBERED = 4096
+"""Actions that were collected, whose end has not come yet."""
 
 
 class Collected(list[BaseObservation]):
@@ -40,52 +49,67 @@ def ends(observation: BaseObservation) -> bool:
 
 
 class Router:
-    """What was taken from one queue, by action."""
+    """Who collects from one queue. All of it happens with the queue's own lock held."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: dict[str, list[BaseObservation]] = defaultdict(list)
-        self._reading = False
+    def __init__(self, lock: threading.Lock) -> None:
+        self._changed = threading.Condition(lock)
+        self._listening = False
+        self._over: OrderedDict[str, None] = OrderedDict()
+        """Actions whose result was collected: what else is said of them nobody waits for."""
 
     def collect(
         self, source: queue.Queue[Any], action_id: str, into: Collected, deadline: float
     ) -> None:
         """Add this action's observations, until one `ends` it or it is so late (monotonic)."""
-        with self._changed:
+        with source.mutex:
             while not into.complete:
-                self._take(action_id, into)
+                self._take(source, action_id, into)
                 left = deadline - time.monotonic()
-                if into.complete or (left <= 0 and source.empty()):
+                if into.complete or left <= 0:
                     return
-                if self._reading:
-                    self._changed.wait(max(left, 0.001))
-                else:
-                    self._read(source, max(left, 0.0))
+                self._wait(source, left)
 
-    def _take(self, action_id: str, into: Collected) -> None:
-        waiting = self._waiting.get(action_id, [])
-        while waiting and not into.complete:
-            observation = waiting.pop(0)
-            into.append(observation)
-            into.complete = ends(observation)
-        if not waiting:
-            self._waiting.pop(action_id, None)
+    def _take(self, source: queue.Queue[Any], action_id: str, into: Collected) -> None:
+        left = []
+        for item in source.queue:
+            if not isinstance(item, BaseObservation):
+                left.append(item)
+            elif item.action_id in self._over:
+                if isinstance(item, EndObservation):
+                    del self._over[item.action_id]
+            elif item.action_id == action_id and not into.complete:
+                into.append(item)
+                if ends(item):
+                    into.complete = True
+                    self._remember(item)
+            else:
+                left.append(item)
+        taken = len(source.queue) - len(left)
+        if taken:
+            source.queue.clear()
+            source.queue.extend(left)
+            source.not_full.notify(taken)
 
-    def _read(self, source: queue.Queue[Any], patience: float) -> None:
-        """One observation from the queue, for whom it may concern."""
-        self._reading = True
-        self._changed.release()
-        observation = None
+    def _remember(self, last: BaseObservation) -> None:
+        if isinstance(last, EndObservation):
+            return
+        self._over[last.action_id] = None
+        if len(self._over) > _REMEMBERED:
+            self._over.popitem(last=False)
+
+    def _wait(self, source: queue.Queue[Any], seconds: float) -> None:
+        """Until something has come, or so long."""
+        if self._listening:
+            self._changed.wait(seconds)
+            return
+        self._listening = True
         try:
-            observation = source.get(timeout=patience) if patience else source.get_nowait()
-        except queue.Empty:
-            pass
+            source.not_empty.wait(seconds)
         finally:
-            self._changed.acquire()
-            self._reading = False
-            if observation is not None:
-                self._waiting[observation.action_id].append(observation)
+            self._listening = False
+            # One of them listens from now on, where this one does not.
             self._changed.notify_all()
+            source.not_empty.notify()
 
 
 _routers: weakref.WeakKeyDictionary[Any, Router] = weakref.WeakKeyDictionary()
@@ -93,6 +117,14 @@ _lock = threading.Lock()
 
 
 def router_of(source: queue.Queue[Any]) -> Router:
-    """The one router of a queue."""
+    """The one router of a queue.
+
+    Raises:
+        TypeError: it is of a kind in which nothing can be left for others.
+    """
+    if not isinstance(source, queue.Queue):
+        raise TypeError(f"a queue.Queue is needed to collect from, not {type(source).__name__}")
     with _lock:
-        return _routers.setdefault(source, Router())
+        if source not in _routers:
+            _routers[source] = Router(source.mutex)
+        return _routers[source]

@@ -64,7 +64,6 @@ from mentis_pool.pool import (
 from mentis_pool.pool_stream import (
     Begin,
     Broken,
-    Cells,
     Close,
     Closed,
     Command,
@@ -267,9 +266,7 @@ class Engine:
         with self._lock:
             if wait:
                 self._room.wait_for(
-                    lambda: (
-                        self._pool.sessions < most or self._pool.closing or bool(self._broken)
-                    ),
+                    lambda: self._pool.sessions < most or self._pool.closing or bool(self._broken),
                     timeout,
                 )
             self._check_open()
@@ -417,10 +414,10 @@ class Engine:
 
     def _judge(self, task: Task) -> None:
         """Ask the policy that its user gave; where it cannot be asked, it is not run again."""
-        result, value, failure = self._outcome(task, None)
+        _, value, failure = self._outcome(task, None)
         wait: float | None = None
         try:
-            wait = _wait_of(task, result if task.call is None else value, failure)
+            wait = _wait_of(task, value, failure)
         except Exception as exc:  # noqa: BLE001 - the user's policy
             log("warning", "retries_raised", task_id=task.key, error=repr(exc))
         self._decide(self._pool.judged, task, wait, time.monotonic())
@@ -626,8 +623,16 @@ class Engine:
 
     def _resolve(self, task: Task, error: Exception | None) -> None:
         future = task.future
-        result, value, failure = self._outcome(task, error)
-        self._log_end(task, result, failure)
+        value: Any = None
+        failure: BaseException | None
+        try:
+            result, value, failure = self._outcome(task, error)
+            self._log_end(task, result, failure)
+        except BaseException as exc:  # noqa: BLE001
+            # A fault of ours, and the end of the executor: not before this one is told.
+            failure = BrokenSandboxPool(f"the executor broke: {type(exc).__name__}: {exc}")
+            failure.__cause__ = exc
+            self._break(exc)
         with self._lock:
             # It may end before it began; or have been cancelled at this moment.
             live = task.claim()
@@ -637,7 +642,7 @@ class Engine:
             elif failure is not None:
                 future.set_exception(failure)
             else:
-                future.set_result(result if task.call is None else value)
+                future.set_result(value)
         except InvalidStateError:
             # Somebody else set it: their outcome stays.
             pass
@@ -667,7 +672,7 @@ class Engine:
             failure.result = result.with_error(failure)
             return result, None, failure
         if task.call is None:
-            return result, None, result.error
+            return result, result, result.error
         return result, *call_outcome(
             task.record, result, lambda pickled: self._rebuild(pickled, task.call)
         )

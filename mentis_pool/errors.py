@@ -15,7 +15,7 @@
     ├─ RuntimeUnavailable
     ├─ RuntimeRejected
     ├─ ProtocolError        the other side broke the protocol
-    ├─ PayloadError         something cannot travel, or may not be rebuilt
+    ├─ PayloadError         something cannot travel, or may not be rebuilt (also pickle.PicklingError)
     └─ BrokenSandboxPool    (also concurrent.futures.BrokenExecutor)
 
 Each can be pickled. One that is the outcome of a task carries what the task gave
@@ -28,6 +28,7 @@ import builtins
 import queue
 from concurrent.futures import BrokenExecutor
 from functools import cache
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -103,9 +104,12 @@ class CellError(MentisPoolError):
         return f"<CellError {self}>"
 
 
-def cell_error(name: str, value: str, traceback: str) -> CellError:
-    """Make the `CellError` for an exception called ``name`` in the cell."""
-    error = _new(cell_error_class(name))
+def cell_error(name: str, value: str, traceback: str, builtin: bool = True) -> CellError:
+    """Make the `CellError` for an exception called ``name`` in the cell.
+
+    Without ``builtin`` it is an instance of no other class, whatever its name.
+    """
+    error = _new(cell_error_class(name) if builtin else CellError)
     error.args = (name, value)
     error.name, error.value, error.traceback = name, value, traceback
     if isinstance(error, SyntaxError):
@@ -248,8 +252,11 @@ class ProtocolError(MentisPoolError):
         return str(self.args[0])
 
 
-class PayloadError(MentisPoolError):
-    """Something cannot travel to the sandbox, or may not be rebuilt from its bytes; it is named."""
+class PayloadError(MentisPoolError, PicklingError):
+    """Something cannot travel to a sandbox or back, or may not be rebuilt here.
+
+    The message names what it is and, where trust is missing, the remedy.
+    """
 
 
 class BrokenSandboxPool(MentisPoolError, BrokenExecutor):

@@ -40,13 +40,23 @@ _to_logging = structlog.wrap_logger(
 _to_structlog = structlog.get_logger("mentis_pool")
 
 
+# What structlog's methods call their own parameters.
+_TAKEN = frozenset(("self", "method_name", "event"))
+
+
 def wanted(level: Level) -> bool:
     """Whether anybody would see an event of this level; False saves making it."""
     return structlog.is_configured() or _standard.isEnabledFor(_NUMBERS[level])
 
 
 def log(level: Level, event: str, /, **fields: Any) -> None:
-    """Log one event: a noun and a past verb, and its fields."""
+    """Log one event: a noun and a past verb, and its fields.
+
+    A field may have any name, since the user's contextvars are among them; one
+    that structlog cannot take gets an underscore behind it.
+    """
+    for name in _TAKEN & fields.keys():
+        fields[f"{name}_"] = fields.pop(name)
     logger = _to_structlog if structlog.is_configured() else _to_logging
     try:
         getattr(logger, level)(event, **fields)

@@ -26,15 +26,17 @@ from mentis_pool.engine import Engine
 from mentis_pool.errors import BrokenSandboxPool, MentisPoolError, PayloadError
 from mentis_pool.future import CallFuture, CellFuture
 from mentis_pool.observations import Stream
-from mentis_pool.payload import Call, Trust, pack_call, pickle_variables, rebuild
+from mentis_pool.payload import Call, pack_call, pickle_variables
 from mentis_pool.pool import CALLS, CELLS
 from mentis_pool.pool_stream import MAX_RUN, Cells, Open, PickledCall, Shell, Work
+from mentis_pool.rebuild import rebuild
 from mentis_pool.results import CellResult
 from mentis_pool.runtime.local import cpus
 from mentis_pool.session import Session
 from mentis_pool.task import Settings, Task
 from mentis_pool.text import to_bytes
 from mentis_pool.threads import Threads
+from mentis_pool.trust import Trust
 
 MAX_OUTPUT = 10 * 1024 * 1024
 _UNSET: Any = object()
@@ -258,9 +260,7 @@ class SandboxExecutor(Executor):
         if settings.stdin is not None:
             size += len(to_bytes(settings.stdin))
         if size > MAX_RUN:
-            raise ValueError(
-                f"what is to be sent has {size} bytes, over the limit of {MAX_RUN}"
-            )
+            raise ValueError(f"what is to be sent has {size} bytes, over the limit of {MAX_RUN}")
         return Task(
             settings.task_id or secrets.token_hex(6),
             lane,
@@ -318,9 +318,9 @@ class SandboxExecutor(Executor):
         elif not iterables:
             raise TypeError(f"map({_described(fn)}) has nothing to call it with")
         elif chunksize == 1:
-            submits = (partial(self.submit, fn, *args) for args in zip(*iterables))
+            submits = (partial(self.submit, fn, *args) for args in zip(*iterables, strict=False))
         else:
-            calls = zip(*iterables)
+            calls = zip(*iterables, strict=False)
             chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
             submits = (partial(self._submit_call, fn, chunk, {}, chunk=True) for chunk in chunks)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -469,9 +469,7 @@ def _initializer(
             raise TypeError("initargs= is for a callable: a cell has no arguments")
         return Cells([to_bytes(initializer)])
     if not callable(initializer):
-        raise TypeError(
-            f"initializer must be a callable or a cell, not {_described(initializer)}"
-        )
+        raise TypeError(f"initializer must be a callable or a cell, not {_described(initializer)}")
     return PickledCall(pack_call(initializer, tuple(initargs), {}).pickled)
 
 

@@ -89,6 +89,8 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     name: str
     value: str
     traceback: str
+    builtin: bool = False
+    """Whether its class is the builtin of that name, and not one that the cell made."""
 
 
 class Result(_Observation, tag=4, frozen=True):

@@ -53,12 +53,15 @@ class CellResult:
         stdout_cut, stderr_cut: bytes left out of it, over ``max_output``; where
             they were, the text says so in a line of its own.
         value: the last expression's value when it is plain data (None, bool,
-            int, float, str, bytes, list, tuple, dict, set, datetime), otherwise
-            an `Opaque`.
+            int, float, str, bytes, list, tuple, dict, set, datetime, date, time,
+            timedelta; with no tzinfo but `datetime.timezone`) of at most 16 MiB
+            and 100 levels, otherwise an `Opaque`.
         text: its text/plain, as IPython shows it; None when there was no value.
         displays: mime bundles in the order of their display; the last
             expression's value is among them when it has a form besides text.
         exit_code: of a shell command; None of a cell.
+        displays_cut: bytes of displays left out: they may have ``max_output``
+            bytes in all (64 MiB where that is None), and 32 MiB each.
         error: None when all went well, otherwise what ``Future.result()`` raises.
         usage: see `Usage`.
         action_id, sandbox_id: where it ran; None when it never did.
@@ -73,6 +76,7 @@ class CellResult:
     text: str | None = None
     displays: list[Bundle] = dataclasses.field(default_factory=list)
     exit_code: int | None = None
+    displays_cut: int = 0
     error: MentisPoolError | None = None
     usage: Usage = dataclasses.field(default_factory=Usage)
     action_id: str | None = None
@@ -127,6 +131,7 @@ class CellResult:
             "text": self.text,
             "displays": [_json_bundle(bundle) for bundle in self.displays],
             "exit_code": self.exit_code,
+            "displays_cut": self.displays_cut,
             "error": _json_error(self.error),
             "usage": dataclasses.asdict(self.usage),
             "action_id": self.action_id,
@@ -144,6 +149,8 @@ class CellResult:
             parts.append(f"exit_code={self.exit_code}")
         if self.displays:
             parts.append(f"displays={len(self.displays)}")
+        if self.displays_cut:
+            parts.append(f"displays_cut={self.displays_cut}")
         if self.error is not None:
             parts.append(f"error={_short(str(self.error) or type(self.error).__name__)}")
         return f"CellResult({', '.join(parts)})"
@@ -158,10 +165,12 @@ class CellResult:
         return printable(shown)
 
     def _shown(self) -> list[Bundle]:
-        """The displays, and the value's text where no display holds it."""
+        """The displays, the value's text where no display holds it, and what is missing."""
         shown = list(self.displays)
         if self.text is not None and not any(b.get("text/plain") == self.text for b in shown[-1:]):
             shown.append({"text/plain": self.text})
+        if self.displays_cut:
+            shown.append({"text/plain": f"[… {self.displays_cut} bytes of displays cut …]"})
         return shown
 
     def _ipython_display_(self) -> None:

@@ -78,6 +78,9 @@ class MentisSandbox:
         self.base_url = self._client.address.url
         self._queue = observation_queue
         self._callback = on_observation_callback
+        self._connecting = threading.Lock()
+        """Held by the one that connects, not by one that disconnects: that may wait for
+        a callback, which may do either."""
         self._listener: _Listener | None = None
 
     @classmethod
@@ -93,9 +96,12 @@ class MentisSandbox:
         Args:
             settings: what v1 takes for a new sandbox: image, command, metadata.
             options: as for the class.
+
+        It is not asked for again where it may have been made: a sandbox without an
+        owner would stay at the runtime for good.
         """
         client = _client(base_url, options.get("token"), threading.Event())
-        sandbox_id = client.create_sandbox(space_id, settings)
+        sandbox_id = client.create_sandbox_once(space_id, settings)
         try:
             made = cls(sandbox_id, space_id, client.address.url, **options)
             made.connect_stream()
@@ -144,11 +150,13 @@ class MentisSandbox:
         Raises:
             RuntimeUnavailable: it cannot be connected.
         """
-        if self._listener is not None and self._listener.is_alive():
-            return
-        stream = self._client.stream(self.sandbox_id, timeout)
-        self._listener = _Listener(self._client, self.sandbox_id, stream, self._deliver)
-        self._listener.start()
+        with self._connecting:
+            if self._listener is not None and self._listener.is_alive():
+                return
+            stream = self._client.stream(self.sandbox_id, timeout)
+            listener = _Listener(self._client, self.sandbox_id, stream, self._deliver)
+            listener.start()
+            self._listener = listener
 
     def disconnect_stream(self) -> None:
         """Disconnect the stream; what is said from now on is not heard."""
@@ -158,7 +166,8 @@ class MentisSandbox:
 
     def is_connected(self) -> bool:
         """Whether the stream is connected now."""
-        return self._listener is not None and self._listener.connected
+        listener = self._listener
+        return listener is not None and listener.connected
 
     def _deliver(self, observation: BaseObservation, ending: threading.Event) -> None:
         if self._queue is not None:
@@ -219,13 +228,18 @@ class _Listener(threading.Thread):
         self._sandbox_id = sandbox_id
         self._stream = stream
         self._deliver = deliver
+        self._skipped = 0
+        """Of what came on the streams so far: what was no observation."""
         self._ending = threading.Event()
         self._waker, self._wakee = socket.socketpair()
 
     def stop(self) -> None:
         """End it, and wait for that."""
         self._ending.set()
-        self._waker.send(b"\0")
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            pass  # it has ended by itself
         if threading.current_thread() is not self:
             self.join()
 
@@ -260,8 +274,14 @@ class _Listener(threading.Thread):
         while not self._ending.is_set():
             observations, wrong = self._stream.drain()
             for error in wrong:
-                reason = str(error)
-                log("warning", "observation_skipped", sandbox_id=self._sandbox_id, reason=reason)
+                self._skipped += 1
+                log(
+                    "warning",
+                    "observation_skipped",
+                    sandbox_id=self._sandbox_id,
+                    reason=str(error),
+                    skipped=self._skipped,
+                )
             for observation in observations:
                 self._deliver(observation, self._ending)
             if not observations and not wrong:
@@ -317,7 +337,7 @@ class SpaceManager:
         self, name: str, description: str | None = None, metadata: dict[str, Any] | None = None
     ) -> Space:
         """A new space; there may be none of that name."""
-        return _space(self._client.create_space(name, description, metadata))
+        return _space(self._client.create_space_once(name, description, metadata))
 
     def list_spaces(self) -> list[Space]:
         """All spaces."""

@@ -143,9 +143,9 @@ class _Cell:
 
     @property
     def times_out(self) -> float | None:
-        """When it has run for too long."""
+        """When it has run for too long; the answer to its POST may come later than that."""
         timeout = self.run.timeout
-        return None if timeout is None or not self.accepted else self.started + timeout
+        return None if timeout is None else self.started + timeout
 
     @property
     def complete(self) -> bool:
@@ -157,6 +157,13 @@ class _Cell:
     def text(self, stream: str) -> str:
         """All of a stream so far."""
         return "".join(self.output[stream])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Probe:
+    """A cell of ours that asks after this one; what it says means nothing once that is over."""
+
+    cell: _Cell
 
 
 class Slot:
@@ -179,10 +186,10 @@ class Slot:
         self._waiting: tuple[Run, str] | None = None
         self._cell: _Cell | None = None
         self._numbers = itertools.count(1)
-        self._posted: dict[int, _Cell | None] = {}
-        """POSTs without an answer; None for a probe."""
-        self._actions: dict[str, _Cell | None] = {}
-        """Of the current sandbox: whose each action is; None for a probe."""
+        self._posted: dict[int, _Cell | _Probe] = {}
+        """POSTs without an answer."""
+        self._actions: dict[str, _Cell | _Probe] = {}
+        """Of the current sandbox: whose each action is."""
         self._early: dict[str, list[V1Observation]] = {}
         """What was said of actions that no answer has named yet."""
         self._old: deque[str] = deque(maxlen=256)
@@ -266,12 +273,14 @@ class Slot:
         """A POST was accepted, under this id; ``wall`` is the time since the epoch."""
         if number not in self._posted:
             return []
-        cell = self._posted.pop(number)
-        if cell is not None and cell is not self._cell:
-            return []
-        self._actions[action_id] = cell
+        posted = self._posted.pop(number)
         orders: list[Order] = []
-        if cell is not None:
+        if _cell_of(posted) is self._cell:
+            self._actions[action_id] = posted
+        else:
+            self._old.append(action_id)
+        if posted is self._cell:
+            cell = self._cell
             assert self._sandbox is not None
             cell.accepted = True
             cell.probe_at = now + FIRST_PROBE
@@ -280,7 +289,7 @@ class Slot:
         sandbox = self._sandbox
         for early in self._early.pop(action_id, []):
             # What is said after the cell is over means nothing any more.
-            if cell is self._cell or cell is None:
+            if _cell_of(posted) is self._cell:
                 orders += self._hear(early, now)
         if not self._posted and sandbox is not None:
             orders += [
@@ -295,14 +304,14 @@ class Slot:
         """A POST was not accepted."""
         if number not in self._posted:
             return []
-        cell = self._posted.pop(number)
-        if cell is None:
-            if self._cell is None or refusal == "rejected":
+        posted = self._posted.pop(number)
+        if _cell_of(posted) is not self._cell:
+            return []
+        if isinstance(posted, _Probe):
+            if refusal == "rejected":
                 return []
             kind: Literal["died", "unknown"] = "died" if refusal == "gone" else "unknown"
             return self._fail(Error(kind, f"its sandbox does not answer: {reason}"), now)
-        if cell is not self._cell:
-            return []
         if refusal in ("unsent", "gone"):
             # It has not begun: the pool sends it elsewhere.
             self._closed = True
@@ -353,7 +362,7 @@ class Slot:
                 return self._fail(lost, now)
             cell.unheard += 1
             cell.probe_at = now + min(LAST_PROBE, now - cell.started)
-            return [self._post(None, PROBE)]
+            return [self._post(_Probe(cell), PROBE)]
         return []
 
     # ── the rules ───────────────────────────────────────────────────────────
@@ -376,10 +385,10 @@ class Slot:
             orders.append(Make())
         return orders
 
-    def _post(self, cell: _Cell | None, code: str) -> Post:
+    def _post(self, posted: _Cell | _Probe, code: str) -> Post:
         assert self._sandbox is not None
         number = next(self._numbers)
-        self._posted[number] = cell
+        self._posted[number] = posted
         return Post(self._sandbox, number, code)
 
     def _hear(self, said: V1Observation, now: float) -> list[Order]:
@@ -392,11 +401,9 @@ class Slot:
             assert self._sandbox is not None
             return [Skip(self._sandbox, f"an observation of an unknown action {said.action_id!r}")]
         whose = self._actions[said.action_id]
-        if self._cell is None:
-            return []
-        if whose is None:
-            return self._hear_probe(said, self._cell, now)
-        return self._hear_cell(said, whose, now) if whose is self._cell else []
+        if isinstance(whose, _Probe):
+            return self._hear_probe(said, whose.cell, now)
+        return self._hear_cell(said, whose, now)
 
     def _hear_cell(self, said: V1Observation, cell: _Cell, now: float) -> list[Order]:
         if isinstance(said, StreamObservation):
@@ -458,10 +465,12 @@ class Slot:
         self, cell: _Cell, said: list[Observation], now: float, spoiled: bool
     ) -> list[Order]:
         self._cell = None
-        self._old += [action for action, whose in self._actions.items() if whose is cell]
-        self._actions = {a: whose for a, whose in self._actions.items() if whose is not cell}
+        # Its probes are over with it; those without an answer yet are found to be so then.
+        self._old += self._actions
+        self._actions = {}
         orders = self._spoil() if spoiled or self._fresh else []
-        seconds = now - cell.started if cell.accepted else 0.0
+        timed_out = any(isinstance(each, Error) and each.kind == "timeout" for each in said)
+        seconds = now - cell.started if cell.accepted or timed_out else 0.0
         # The next sandbox is on its way before the pool is told, and sends the next cell.
         return [
             *orders,
@@ -489,6 +498,10 @@ class Slot:
 
     def _say(self, action: int, said: list[Observation]) -> list[Order]:
         return [Tell(Said(action, observation)) for observation in said]
+
+
+def _cell_of(posted: _Cell | _Probe) -> _Cell:
+    return posted.cell if isinstance(posted, _Probe) else posted
 
 
 def _missing(run: Run, opened: Open) -> str | None:

@@ -9,6 +9,7 @@ seconds for a runtime that does not read. One thread may drain while others send
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import select
@@ -17,11 +18,11 @@ import ssl
 import threading
 import time
 import urllib.parse
-from typing import Any
+from typing import Any, NamedTuple
 
 import websocket
 
-from mentis_pool.address import is_loopback
+from mentis_pool.address import Address, parse
 from mentis_pool.errors import ProtocolError, RuntimeRejected, RuntimeUnavailable
 from mentis_pool.mentis_v1 import V1Observation, decode
 from mentis_pool.pool_stream import (
@@ -35,6 +36,8 @@ from mentis_pool.pool_stream import (
 )
 
 SEND_TIMEOUT = 60.0
+LONGEST = 1 << 30
+"""Bytes of a message; what announces itself as longer would swallow all that follows."""
 _CHUNK = 256 * 1024
 
 
@@ -129,6 +132,38 @@ class _Wire:
 _ERRORS = (websocket.WebSocketException, OSError)
 
 
+_DATA = (websocket.ABNF.OPCODE_CONT, websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY)
+
+
+class _Frames(websocket.frame_buffer):
+    """websocket-client's own, which takes messages of any length; here only up to `LONGEST`."""
+
+    _so_far = 0
+    """Bytes of the message in the frames before this one."""
+
+    def recv_length(self) -> None:
+        """Read how long the frame is, which is done once for each."""
+        super().recv_length()
+        assert self.header is not None
+        assert self.length is not None
+        final, _, _, _, opcode, *_ = self.header
+        if opcode not in _DATA:
+            return
+        self._so_far += self.length
+        if self._so_far > LONGEST:
+            raise websocket.WebSocketProtocolException(
+                f"the runtime announces a message of {self._so_far} bytes"
+            )
+        if final:
+            self._so_far = 0
+
+
+def _new_websocket() -> websocket.WebSocket:
+    made = websocket.WebSocket(skip_utf8_validation=True)
+    made.frame_buffer = _Frames(made._recv, True)
+    return made
+
+
 class Link:
     """A connected WebSocket: frames of bytes in and out.
 
@@ -194,7 +229,7 @@ def unix_link(sock: socket.socket, timeout: float) -> Link:
         RuntimeUnavailable: it does not.
     """
     wire = _Wire(sock, time.monotonic() + timeout)
-    made = websocket.WebSocket(skip_utf8_validation=True)
+    made = _new_websocket()
     try:
         made.connect(  # type: ignore[no-untyped-call]
             f"ws://localhost{PATH}",
@@ -220,17 +255,17 @@ def link(url: str, token: str | None, timeout: float, subprotocol: str | None = 
         RuntimeUnavailable: nothing answers there.
         RuntimeRejected: it answers, and refuses.
     """
-    host = urllib.parse.urlsplit(url).hostname or ""
-    made = websocket.WebSocket(skip_utf8_validation=True)
+    made = _new_websocket()
     deadline = time.monotonic() + timeout
     try:
         made.connect(  # type: ignore[no-untyped-call]
             url,
+            # websocket-client has rules of its own for which hosts a proxy is.
+            socket=_connected(url, timeout),
             timeout=timeout,
             header=[] if token is None else [f"Authorization: Bearer {token}"],
             subprotocols=None if subprotocol is None else [subprotocol],
             suppress_origin=True,
-            http_no_proxy=[host] if is_loopback(host) else None,
         )
     except websocket.WebSocketBadStatusException as exc:
         rejected = RuntimeRejected(refused(url, exc.status_code, exc.resp_body or b""))
@@ -244,13 +279,78 @@ def link(url: str, token: str | None, timeout: float, subprotocol: str | None = 
     return Link(made, wire)
 
 
+def _connected(url: str, timeout: float) -> socket.socket:
+    """A socket that is connected to the host of a URL, by its proxy where it has one, and by TLS.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    # Only what reaches other machines needs it.
+    import http.client
+
+    address = parse(url)
+    parts = urllib.parse.urlsplit(address.url)
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    port = parts.port or (443 if secure else 80)
+    proxy = proxy_of(address)
+    if proxy is None:
+        connection = kind(address.host, port, timeout=timeout)
+    else:
+        connection = kind(proxy.host, proxy.port, timeout=timeout)
+        connection.set_tunnel(address.host, port, proxy.headers)
+    try:
+        connection.connect()
+    except http.client.HTTPException as exc:
+        connection.close()
+        raise OSError(f"its proxy gave no answer: {exc!r}") from exc
+    connected: socket.socket = connection.sock
+    return connected
+
+
+class Proxy(NamedTuple):
+    """A proxy: its address, and what it is to be told of who asks."""
+
+    url: str
+    host: str
+    port: int
+    headers: dict[str, str]
+
+
+def proxy_of(address: Address) -> Proxy | None:
+    """The proxy that the environment names for an address; none for this machine itself.
+
+    Raises:
+        RuntimeRejected: it is one of a kind that is not known here.
+    """
+    import urllib.request
+
+    parts = urllib.parse.urlsplit(address.url)
+    named = urllib.request.getproxies().get(parts.scheme)
+    if not named or address.loopback or urllib.request.proxy_bypass(parts.netloc):
+        return None
+    proxy = urllib.parse.urlsplit(named if "//" in named else f"http://{named}")
+    host, port = proxy.hostname or "", proxy.port or 80
+    if proxy.scheme != "http":
+        raise RuntimeRejected(
+            f"{address.url} has a proxy {proxy.scheme}://{host}:{port} in the environment, and "
+            "only those of http:// are known here; set no_proxy where it needs none"
+        )
+    headers = {}
+    if proxy.username is not None:
+        user = urllib.parse.unquote(f"{proxy.username}:{proxy.password or ''}")
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Proxy(f"http://{where}", host, port, headers)
+
+
 def refused(url: str, status: int, body: bytes) -> str:
     """What an answer that refuses means, in words for the user."""
     try:
         message = json.loads(body)["message"]
     except (ValueError, LookupError, TypeError):
         message = body[:200].decode(errors="replace").strip() or "no reason was given"
-    if status in (401, 403):
+    if status == 401:
         how = "give the runtime's token, as token=… or in MENTIS_RUNTIME_TOKEN"
         return f"{url} refuses with HTTP {status}: {message} ({how})"
     return f"{url} refuses with HTTP {status}: {message}"

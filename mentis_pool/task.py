@@ -158,7 +158,6 @@ class Task:
         "max_output",
         "number",
         "record",
-        "reruns",
         "settings",
         "size",
         "started",
@@ -206,9 +205,7 @@ class Task:
         self.action = 0
         self.record = Record(max_output, bounded=settings.on_output is None)
         self.losses = 0
-        """How often it was lost before it began."""
-        self.reruns = 0
-        """How often it was lost after that."""
+        """How often it was lost."""
         self.again: Error | None = None
         """Why it is to be run again, once its end is heard; not on record until it is not."""
         self.known = False
@@ -236,10 +233,10 @@ class Task:
         if isinstance(observation, Start):
             self.started = now
         if isinstance(observation, Error):
-            self.again = observation if self._may_run_again(observation.kind) else None
-            if self.again is not None:
-                return
-        elif isinstance(observation, End):
+            begun = self.state is State.RUNNING or observation.kind != "unreachable"
+            self._hear(observation, begun)
+            return
+        if isinstance(observation, End):
             if self.again is not None:
                 # Nobody wants it any more since that was said.
                 self.record.add(self.again)
@@ -248,27 +245,29 @@ class Task:
             # Its Start may be missing: whatever is said of it, it may have begun.
             self.state = State.RUNNING
             self.again = None
-        self.known = self.known or isinstance(observation, (Result, Error))
+        self.known = self.known or isinstance(observation, Result)
         self.record.add(observation)
 
-    def _may_run_again(self, kind: str) -> bool:
-        """Whether it is run again after such an `Error`."""
+    def _hear(self, error: Error, begun: bool) -> None:
+        self.again = error if self._may_run_again(error.kind, begun) else None
+        if self.again is None:
+            self.known = True
+            self.record.add(error)
+
+    def _may_run_again(self, kind: str, begun: bool) -> bool:
+        """Whether it is run again after such an `Error`; ``begun``: it may have begun."""
         retries = self.settings.retries
         if kind not in _SANDBOX_FAILED or self.unwanted or not isinstance(retries, int):
             return False
         if self.known:
             # A loss does not take back what was said.
             return False
-        if self.state is not State.RUNNING:
-            return self.losses < retries
-        return self.settings.idempotent and not self.stateful and self.reruns < retries
+        again = self.settings.idempotent and not self.stateful
+        return self.losses < retries and (again or not begun)
 
     def back(self) -> None:
         """It waits again."""
-        if self.state is State.RUNNING:
-            self.reruns += 1
-        else:
-            self.losses += 1
+        self.losses += 1
         self.again = None
         self.known = False
         self.started = None
@@ -279,9 +278,8 @@ class Task:
 
         Gives what stands for its End.
         """
-        if self.state is not State.RUNNING and kind == "died":
-            kind = "unknown"
-        self.observe(Error(kind, message), now)
+        begun = self.state is State.RUNNING
+        self._hear(Error("unknown" if kind == "died" and not begun else kind, message), begun)
         return End(now - self.started if self.started is not None else 0.0)
 
     @property
@@ -357,7 +355,7 @@ def outcome(
                 shown.append((None, _bundle(observation.bundle)))
             failure = observation.failure
             if failure is not None:
-                error = cell_error(failure.name, failure.value, failure.traceback)
+                error = cell_error(*msgspec.structs.astuple(failure))
         elif isinstance(observation, Error) and not (ended and observation.kind in _SAYS_NO_MORE):
             ended = True
             error = _error(observation, settings or Settings(), sandbox_id)
@@ -376,6 +374,7 @@ def outcome(
         text=text,
         displays=[bundle for _, bundle in shown],
         exit_code=exit_code,
+        displays_cut=cut["displays"],
         usage=usage,
         action_id=action_id,
         sandbox_id=sandbox_id,

@@ -40,10 +40,10 @@ def executor(embedded):
     return embedded
 
 
-def serve(*arguments, **environment):
-    """A runtime that is served: its process, its address, its token."""
+def serve(*arguments, program=("-m", "mentis_pool"), **environment):
+    """A runtime that is served, by this program: its process, its address, its token."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mentis_pool", "serve", "--port", "0", *arguments],
+        [sys.executable, *program, "serve", "--port", "0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

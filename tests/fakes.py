@@ -18,14 +18,17 @@ import json
 import os
 import queue
 import random
+import select
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +115,98 @@ def websocket_frame(opcode: int, body: bytes) -> bytes:
     return bytes([0x80 | opcode]) + size + body
 
 
+# ── what stands between a client and a runtime ──────────────────────────────
+
+
+class Relay:
+    """A port that passes connections on to another one of this machine, as a context manager.
+
+    Args:
+        url: of the runtime there.
+        certificate: a file with a key and a certificate, to be reached by TLS.
+
+    Attributes:
+        asked: the first line of each connection, where it is a proxy that was asked.
+    """
+
+    def __init__(self, url: str, certificate: str | None = None) -> None:
+        self._to = urllib.parse.urlsplit(url).port
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self._tls.load_cert_chain(certificate)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.secure_url = f"https://localhost:{port}"
+        self.asked: list[str] = []
+
+    def __enter__(self) -> Relay:
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._connect, args=(connection,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            stack.enter_context(client)
+            if self._tls is not None:
+                client = stack.enter_context(self._tls.wrap_socket(client, server_side=True))
+            runtime = stack.enter_context(socket.create_connection(("127.0.0.1", self._to)))
+            self._pass_on(client, runtime)
+
+    def _pass_on(self, client: socket.socket, runtime: socket.socket) -> None:
+        """As a proxy of HTTP does, and what asks for no proxy as it is."""
+        first = client.recv(65536)
+        line, _, rest = first.partition(b"\r\n")
+        method, target, version = line.split(b" ", 2)
+        if method == b"CONNECT":
+            self.asked.append(line.decode())
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        elif target.startswith(b"http://"):
+            self.asked.append(line.decode())
+            path = b"/" + target.split(b"/", 3)[3]
+            runtime.sendall(
+                b" ".join([method, path, version]) + b"\r\nConnection: close\r\n" + rest
+            )
+        else:
+            runtime.sendall(first)
+        while True:
+            pending = [client] if self._tls and client.pending() else []  # type: ignore[attr-defined]
+            ready = pending or select.select([client, runtime], [], [])[0]
+            for one in ready:
+                data = one.recv(65536)
+                if not data:
+                    return
+                (runtime if one is client else client).sendall(data)
+
+
+def certificate(directory: Path) -> str:
+    """A file with a key and a certificate of its own for localhost."""
+    path = str(directory / "localhost.pem")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -noenc -days 2 -subj /CN=localhost "
+        "-addext subjectAltName=DNS:localhost,IP:127.0.0.1 "
+        f"-addext keyUsage=digitalSignature,keyCertSign -keyout {path} -out {path}.crt"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+    with open(path, "ab") as file:
+        file.write(Path(f"{path}.crt").read_bytes())
+    return path
+
+
 # ── an original runtime ─────────────────────────────────────────────────────
 
 
@@ -145,6 +240,7 @@ class Kernels:
         program = str(Path(__file__).with_name("kernels.py"))
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", program, self.path, colors],
+            stdin=subprocess.PIPE,  # its lifeline
             stdout=subprocess.PIPE,
             env={**os.environ, "IPYTHONDIR": self._directory.name},
         )
@@ -152,10 +248,7 @@ class Kernels:
         assert self._process.stdout.readline() == b"ready\n"
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._process.communicate()
         self._directory.cleanup()
 
 
@@ -318,8 +411,7 @@ class OriginalRuntime:
         self._kernels = Kernels()
         self.kernels = self._kernels.path
         handler = type("Handler", (_Handler,), {"runtime": self})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
@@ -341,6 +433,29 @@ class OriginalRuntime:
     def posts(self, tool: str = "run_ipython_cell") -> list[Any]:
         """The bodies of all cells that were posted."""
         return [body for _, path, body in self.requests if path.endswith(f"tools:{tool}")]
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """One that takes its connections along when it is closed, as the end of a process does."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._open: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in list(self._open):
+            reset(connection)
 
 
 def reset(connection: socket.socket) -> None:

@@ -1,13 +1,15 @@
 """A warm process that forks IPython shells, one for each connection to its Unix socket.
 
 ``python kernels.py SOCKET [COLORS]``. A shell says its pid, then answers each line
-``{"code"}`` with a line ``{"stdout", "stderr", "error"}``.
+``{"code"}`` with a line ``{"stdout", "stderr", "error"}``. Standard input is the
+lifeline: at its end the process ends, and all shells with it.
 """
 
 import contextlib
 import io
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -28,14 +30,21 @@ def serve(path, colors="Linux"):
         listener.bind(path)
         listener.listen(64)
         print("ready", flush=True)
-        while True:
+        shells = []
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
-            if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
                 listener.close()
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 run(shell, connection)
                 os._exit(0)
+            shells.append(pid)
             connection.close()
+        for pid in shells:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def run(shell, connection):

@@ -211,6 +211,13 @@ def test_one_program_alone_has_no_heading():
     assert mentis_pool("run", "-c", "") == ("", "")
 
 
+def test_a_cell_may_begin_with_a_minus():
+    assert mentis_pool("run", "-c", "-1", "-c", "-True", "-c", "")[0] == (
+        "── cell 1\n-1\n── cell 2\n-1\n── cell 3\n"
+    )
+    assert "name 'x'" in mentis_pool("run", "-c", "-x", code=1)[1]
+
+
 def test_a_display_is_shown_as_text():
     out, _ = mentis_pool("run", "-c", "display([1]); display('x' * 3); {4}")
     assert out == "[1]\n'xxx'\n{4}\n"
@@ -245,11 +252,32 @@ def test_a_python_file_runs_as_a_script_does(tmp_path):
         "import sys\nprint(__name__, sys.argv)\nif __name__ == '__main__': sys.exit(3)\n"
     )
     out, err = mentis_pool("run", "a.py", "--out", "o", cwd=tmp_path, code=1)
-    assert out == "__main__ ['a.py']\n"
+    assert out == f"__main__ [{str(tmp_path / 'a.py')!r}]\n"
     assert err == "SystemExit: 3\n"
     (record,) = records(tmp_path / "o")
     assert record["id"] == "a.py"
     assert (record["error"]["name"], record["error"]["value"]) == ("SystemExit", "3")
+
+
+def test_a_script_imports_its_neighbours_and_starts_itself_again(tmp_path):
+    (tmp_path / "neighbour.py").write_text("def double(x): return 2 * x")
+    (tmp_path / "a.py").write_text(
+        "import multiprocessing, neighbour\n"
+        "def quadruple(x): return 2 * neighbour.double(x)\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        print(pool.map(quadruple, [1, 2]))\n"
+    )
+    assert mentis_pool("run", "a.py", "--timeout", "30", cwd=tmp_path) == ("[4, 8]\n", "")
+
+
+def test_what_a_script_says_with_its_exit_is_said_once(tmp_path):
+    (tmp_path / "a.py").write_text("import sys\nsys.exit('bad thing')")
+    assert mentis_pool("run", "a.py", cwd=tmp_path, code=1) == ("", "bad thing\n")
+    (tmp_path / "a.py").write_text("import sys\nprint(3, file=sys.stderr)\nsys.exit(3)")
+    assert mentis_pool("run", "a.py", cwd=tmp_path, code=1) == ("", "3\nSystemExit: 3\n")
+    cell = "import sys\nsys.exit('bad thing')"
+    assert mentis_pool("run", "-c", cell, code=1) == ("", "SystemExit: bad thing\n")
 
 
 def test_the_cells_of_a_notebook_run_in_order_in_one_sandbox(tmp_path):

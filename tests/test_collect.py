@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 
+from mentis_pool import collect as collect_module
 from mentis_pool.collect import Collected, ends, router_of
 from mentis_pool.mentis_v1 import (
     STILL_RUNS,
@@ -97,6 +98,8 @@ def test_a_timeout_gives_what_there_is_and_says_that_it_is_incomplete():
     router_of(source).collect(source, "a", got, 0.0)
     assert got == [start("a"), line("a", "x"), result("a")], "also where the time is over"
     assert got.complete
+    router_of(source).collect(source, "a", got, time.monotonic() + 5)
+    assert len(got) == 3, "nothing more is waited for"
 
 
 def test_a_collection_that_waits_hears_what_another_takes_for_it():
@@ -145,6 +148,128 @@ def test_none_is_lost_and_none_mixed_up_from_many_threads(seed):
     for thread in threads:
         thread.join(20)
     assert got == said
+
+
+class Watched(queue.Queue):
+    """A queue of which a test knows who waits for it."""
+
+    def wait_for(self, count):
+        deadline = time.monotonic() + 5
+        while len(self.not_empty._waiters) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def in_thread(call, *arguments):
+    """What the call gives, once its thread is joined."""
+    given = []
+    thread = threading.Thread(target=lambda: given.append(call(*arguments)))
+    thread.start()
+
+    def joined():
+        thread.join(5)
+        assert given, "it still waits"
+        return given[0]
+
+    return joined
+
+
+def test_what_nobody_collects_stays_in_the_queue_for_who_reads_it():
+    source = queue.Queue()
+    strange = object()
+    for item in (start("b"), strange, None, start("a"), line("b", "1"), result("a"), result("b")):
+        source.put(item)
+    assert collect(source, "a") == [start("a"), result("a")]
+    left = [source.get_nowait() for _ in range(source.qsize())]
+    assert left == [start("b"), strange, None, line("b", "1"), result("b")]
+
+
+def test_who_reads_the_queue_itself_is_woken_beside_those_that_collect():
+    source = Watched()
+    collecting = in_thread(collect, source, "a")
+    source.wait_for(1)
+    reading = in_thread(lambda: source.get(timeout=4))
+    source.wait_for(2)
+    begun = time.monotonic()
+    # It wakes the one that came first, whose it is not.
+    source.put(start("b"))
+    assert reading() == start("b")
+    assert time.monotonic() - begun < 2
+    source.put(result("a"))
+    assert collecting() == [result("a")]
+
+
+@pytest.mark.parametrize("order", ["abc", "cba", "bca"])
+def test_one_that_waits_wakes_the_others(order):
+    source = Watched()
+    collecting = {}
+    for action in "abc":
+        collecting[action] = in_thread(collect, source, action)
+        time.sleep(0.02)
+    for action in order:
+        begun = time.monotonic()
+        source.put(result(action))
+        assert collecting[action]() == [result(action)]
+        assert time.monotonic() - begun < 2
+
+
+def test_what_comes_after_the_result_of_a_collected_task_is_not_kept():
+    source = queue.Queue()
+    for n in range(100):
+        for said in (start(f"a{n}"), result(f"a{n}")):
+            source.put(said)
+        assert collect(source, f"a{n}").complete
+        source.put(line(f"a{n}", "late"))
+        source.put(EndObservation(action_id=f"a{n}", data={"exit_code": 0}))
+    source.put(result("b"))
+    assert collect(source, "b").complete
+    assert source.empty()
+    assert list(router_of(source)._over) == ["b"]
+
+
+def test_what_is_remembered_of_collected_tasks_is_bounded(monkeypatch):
+    monkeypatch.setattr(collect_module, "_REMEMBERED", 10)
+    source = queue.Queue()
+    for n in range(100):
+        source.put(result(f"a{n}"))
+        assert collect(source, f"a{n}").complete
+    assert len(router_of(source)._over) == 10
+
+
+def test_a_collection_ends_in_time_while_others_fill_the_queue():
+    source = queue.Queue()
+    ending = threading.Event()
+
+    def fill():
+        while not ending.is_set():
+            source.put(line("other", "x"))
+
+    threads = [threading.Thread(target=fill, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    begun = time.monotonic()
+    assert not collect(source, "a", 0.3)
+    took = time.monotonic() - begun
+    ending.set()
+    for thread in threads:
+        thread.join(5)
+    assert took < 2
+    assert source.qsize() > 0, "and takes nothing of theirs"
+
+
+def test_a_bounded_queue_has_room_again_for_what_was_taken():
+    source = queue.Queue(maxsize=2)
+    source.put(start("a"))
+    source.put(start("a"))
+    filling = in_thread(lambda: [source.put(each, timeout=4) for each in (start("b"), result("a"))])
+    assert collect(source, "a") == [start("a"), start("a"), result("a")]
+    assert len(filling()) == 2
+    assert source.get_nowait() == start("b")
+
+
+def test_where_nothing_can_be_left_for_others_it_says_so():
+    with pytest.raises(TypeError, match=r"queue\.Queue"):
+        router_of(queue.SimpleQueue())
 
 
 def test_a_queue_has_one_router_and_neither_keeps_the_other():

@@ -11,11 +11,13 @@ from mentis_pool.dispatcher import Dispatcher
 class Scene:
     def __init__(self):
         self.ours, self.theirs = socket.socketpair()
-        self.patience = None
+        self.patience = self.own = None
         self.woken = threading.Event()
         self.read = threading.Event()
         self.ended = []
-        self.dispatcher = Dispatcher(self._readable, self._woken, self.ended.append)
+        self.dispatcher = Dispatcher(
+            self._readable, self._woken, lambda: self.own, self.ended.append
+        )
 
     def fileno(self):
         return self.ours.fileno()

@@ -119,6 +119,7 @@ def test_every_error_is_in_the_docstring_tree(error):
 def test_some_errors_are_of_the_standard_library_too():
     assert isinstance(CellTimeout(), TimeoutError)
     assert isinstance(BrokenSandboxPool(), concurrent.futures.BrokenExecutor)
+    assert isinstance(PayloadError(), pickle.PicklingError)
     assert issubclass(SandboxDied, SandboxError)
     assert issubclass(OutcomeUnknown, SandboxError)
     assert not issubclass(CellTimeout, SandboxError)

@@ -122,6 +122,24 @@ def test_an_event_nobody_wants_is_not_made():
     assert wanted("warning")
 
 
+NAMES = {"event": 1, "self": 2, "method_name": 3, "level": 4, "logger": 5, "name": 6}
+
+
+def test_a_field_may_have_any_name(seen, caplog):
+    log("info", "thing_happened", **NAMES)
+    kept = {"event_": 1, "self_": 2, "method_name_": 3, "level": 4, "logger": 5, "name": 6}
+    assert seen == [("info", {"event": "thing_happened", **kept})]
+    structlog.reset_defaults()
+    log("warning", "thing_happened", **NAMES)
+    assert caplog.records[0].fields == kept
+
+
+def test_the_contextvars_of_the_user_may_have_any_name(executor, seen):
+    with structlog.contextvars.bound_contextvars(**NAMES):
+        executor.options(task_id="t").submit("1").result()
+    assert of_task(seen, "t") == ["task_submitted", "task_started", "task_finished"]
+
+
 def test_a_percent_sign_is_no_format(caplog):
     log("warning", "thing_happened", text="100 %s %d%%")
     assert caplog.messages == ["thing_happened text='100 %s %d%%'"]

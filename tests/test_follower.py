@@ -14,7 +14,7 @@ def test_every_piece_then_the_end_in_their_order():
     for i in range(100):
         follower.put(Stream("stdout", str(i).encode()))
     follower.end(lambda: (got.append("end"), ended.set()))
-    follower.join()
+    follower.run()
     assert ended.is_set()
     assert got == [*map(str, range(100)), "end"]
 
@@ -25,7 +25,7 @@ def test_credit_is_given_for_what_was_taken_and_often_enough():
     for _ in range(10):
         follower.put(Stream("stdout", b"x" * (WINDOW // 8)))
     follower.end(lambda: None)
-    follower.join()
+    follower.run()
     assert sum(given) == 10 * (WINDOW // 8)
     assert all(credit >= WINDOW // 4 for credit in given)
 
@@ -41,7 +41,7 @@ def test_what_a_callback_raises_is_logged_once_and_it_is_called_again(caplog):
     for _ in range(3):
         follower.put(Stream("stdout", b"x"))
     follower.end(lambda: None)
-    follower.join()
+    follower.run()
     assert len(calls) == 3
     assert [record.fields["task_id"] for record in caplog.records] == ["t-9"]
 
@@ -55,5 +55,5 @@ def test_what_would_end_a_thread_does_not_end_this_one():
     follower = Follower("t", leave, lambda count: None)
     follower.put(Stream("stdout", b"x"))
     follower.end(ended.set)
-    assert ended.wait(5)
-    follower.join()
+    follower.run()
+    assert ended.is_set()

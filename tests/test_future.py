@@ -6,7 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from mentis_pool import CellFuture, End, Error, Result, Start, Stream
-from mentis_pool.task import Record
+from mentis_pool.pool_stream import Cells
+from mentis_pool.task import Settings, Task
 
 
 def test_observations_are_complete_and_end_with_the_outcome(executor):
@@ -63,8 +64,8 @@ def test_the_outcome_is_settled_when_all_was_heard(executor):
 
 def test_a_listener_misses_nothing_however_it_races_with_the_speaker():
     for _ in range(200):
-        record = Record()
-        future = CellFuture("t", record)
+        task = Task("t", 1, Cells([b""]), Settings(), None, 0.0)
+        record, future = task.record, CellFuture(task, None)
         heard = []
         listener = threading.Thread(target=lambda f=future, h=heard: h.extend(f.observations()))
         listener.start()

@@ -20,7 +20,7 @@ OK = ResultObservation(action_id="A", exit_code=0, status="ok")
 FAILED = ResultObservation(
     action_id="A", exit_code=1, status="error", error_name="UnknownError", error_value="why"
 )
-MARK = f"\x02{TOKEN}:3\x03\n"
+MARK = f"\x02{TOKEN}:\x03\n"
 
 
 class Shell:
@@ -37,6 +37,8 @@ class Shell:
         self._socket.close()
 
     def run(self, cell, limit=None, **variables):
+        if "ExceptionGroup" in cell and sys.version_info < (3, 11):
+            pytest.skip("there are no groups of exceptions before Python 3.11")
         pickles = {name: cloudpickle.dumps(value) for name, value in variables.items()}
         code = original.source(cell, TOKEN, pickles)
         print(json.dumps({"code": code}), file=self._file, flush=True)
@@ -82,6 +84,15 @@ def shell(kernels):
         ("class A:\n    def __repr__(self): return 'x\\ny'\nA()", "", "x\ny"),
         ("print('Out[7]: 5')", "Out[7]: 5\n", None),
         ("print('x', end='')", "x", None),
+        ("print('x', end='')\n2", "x", "2"),
+        ("import sys\nsys.stdout.write('abc')", "abc", "3"),
+        ("print('Out[1]: 5')", "Out[1]: 5\n", None),
+        ("print('Out[1]: 5')\n6", "Out[1]: 5\n", "6"),
+        ("print('a\\nOut[1]: 5', end='')\n6", "a\nOut[1]: 5", "6"),
+        ("'Out[1]: 5'", "", "'Out[1]: 5'"),
+        ("import sys\nsys.displayhook(5)\nprint('x')\n6", "5\nx\n", "6"),
+        ("display(3)\n4", "3\n", "4"),
+        ("%time 5", None, "5"),
         ("  x = 4\n  x", "", "4"),
         ("%%capture\nprint(1)", "", None),
         ("\n\n%%bash\necho a\necho b", "a\nb\n", None),
@@ -94,7 +105,8 @@ def shell(kernels):
 )
 def test_output_and_value_are_told_apart(shell, cell, stdout, text):
     said = shell.run(cell)
-    assert said[:2] == (stdout, "")
+    assert said[1] == ""
+    assert stdout is None or said[0] == stdout
     kind = None if text is None else "unknown"
     assert said[2] == Result(text=text, type_name=kind)
 
@@ -105,6 +117,39 @@ def test_variables_are_names_in_the_cell_and_leave_nothing_else(shell):
     assert "'x'" in names
     for ours in ("base64", "pickle", "token", "variables", "count", "frame"):
         assert f"'{ours}'" not in names
+
+
+def test_the_variables_do_not_outlive_the_cell_in_what_displays_its_value(shell):
+    class Big:
+        """Says how often it was rebuilt, and how many of it there are."""
+
+    cell = (
+        "import gc\ndel x\ngc.collect()\nsum(type(o).__name__ == 'Big' for o in gc.get_objects())"
+    )
+    assert shell.run(cell, x=Big())[2].text == "0"
+    assert (
+        shell.run(
+            "sum('x' in o for o in gc.get_objects() if type(o) is dict and 'variables' in o)"
+        )[2].text
+        == "0"
+    )
+
+
+def test_a_value_whose_display_is_interrupted_is_none(shell):
+    stdout, _, said = shell.run(
+        "class A:\n  def __repr__(self): raise KeyboardInterrupt\nprint('x')\nA()"
+    )
+    assert stdout == "x\n"
+    assert said.failure.name == "KeyboardInterrupt"
+
+
+def test_a_value_is_told_apart_in_cell_after_cell(shell):
+    for n in range(3):
+        assert shell.run(f"print('a', end='')\n{n}")[::2] == (
+            "a",
+            Result(text=str(n), type_name="unknown"),
+        )
+    assert shell.run("_")[2].text == "2"
 
 
 def test_a_variable_that_cannot_be_rebuilt_is_named(shell):
@@ -132,14 +177,19 @@ def test_a_variable_that_cannot_be_rebuilt_is_named(shell):
         ("def f():\n    return x_y\nf()", "NameError", "name 'x_y' is not defined", "line 2"),
         ("import asyncio\nawait asyncio.sleep(0)\n1/0", "ZeroDivisionError", "division by zero", "line 3"),
         ("raise SystemExit(3)", "SystemExit", "3", ""),
+        ("raise ExceptionGroup('g', [ValueError(1), TypeError('a: b')])", "ExceptionGroup", "g (2 sub-exceptions)", "line 1"),
+        ("raise ExceptionGroup('g', [ExceptionGroup('h', [OSError(5)]), KeyError(1)])", "ExceptionGroup", "g (2 sub-exceptions)", "line 1"),
+        ("class G(ExceptionGroup): pass\nraise G('g', [ValueError(1)])", "G", "g (1 sub-exception)", "line 2"),
+        ("try: 1/0\nexcept Exception as e: raise ExceptionGroup('g', [e])", "ExceptionGroup", "g (1 sub-exception)", "line 2"),
+        ("try: raise ExceptionGroup('g', [OSError(5)])\nexcept Exception as e: raise KeyError(1) from e", "KeyError", "1", "line 2"),
         ("x =", "SyntaxError", "invalid syntax", "line 1"),
         ("x = 1\ny = = 2", "SyntaxError", "invalid syntax", "line 2"),
         ("x = 1\n  y = 2", "IndentationError", "unexpected indent", "line 2"),
     ],
 )  # fmt: skip
 def test_an_exception_has_its_true_name_and_the_cells_own_lines(shell, cell, name, value, line):
-    stdout, _, said = shell.run(cell)
-    assert stdout == ""
+    stdout, stderr, said = shell.run(cell)
+    assert (stdout, stderr) == ("", "")
     failure = said.failure
     assert failure.name == name
     assert failure.value.startswith(value)
@@ -147,6 +197,40 @@ def test_an_exception_has_its_true_name_and_the_cells_own_lines(shell, cell, nam
     assert "exec(" not in failure.traceback, "the first line does not show"
     assert "\x1b" not in failure.traceback
     assert "\x02" not in failure.traceback
+
+
+def test_what_was_printed_before_a_group_of_exceptions_is_output(shell):
+    stdout, stderr, said = shell.run(
+        "import sys, traceback\nprint('so far')\nprint('err', file=sys.stderr)\n"
+        "try: 1/0\nexcept Exception: traceback.print_exc(file=sys.stdout)\n"
+        "raise ExceptionGroup('g', [ValueError(1)])"
+    )
+    assert stdout.startswith("so far\nTraceback")
+    assert stdout.endswith("ZeroDivisionError: division by zero\n")
+    assert stderr == "err\n"
+    assert said.failure.name == "ExceptionGroup"
+    assert "ZeroDivisionError" not in said.failure.traceback
+
+
+def test_a_group_that_was_only_printed_is_no_outcome(shell):
+    _, stderr, said = shell.run(
+        "import traceback\ntry: raise ExceptionGroup('g', [ValueError(1)])\n"
+        "except Exception: traceback.print_exc()\n[][1]"
+    )
+    assert "Exception Group Traceback" in stderr
+    assert said.failure.name == "IndexError"
+
+
+def test_a_groups_text_is_found_where_it_is_not_known():
+    text = (
+        "so far\n  + Exception Group Traceback (most recent call last):\n"
+        '  |   File "<cell 1>", line 1, in <module>\n  | a.b.Group: g (1 sub-exception)\n'
+        "  +-+---------------- 1 ----------------\n    | ValueError: 1\n"
+        "    +------------------------------------\n"
+    )
+    stdout, failure = original.failure_in(text, "")
+    assert stdout == "so far\n"
+    assert (failure.name, failure.value) == ("a.b.Group", "g (1 sub-exception)")
 
 
 def test_what_was_printed_before_an_exception_is_output(shell):
@@ -189,7 +273,11 @@ def test_pythons_own_traceback_is_understood_too():
     assert (failure.name, failure.value) == ("ValueError", "a: b")
 
 
-@pytest.mark.parametrize("text", ["", "nothing to see\n", "\n\n", "1 2 3", "a: b: c"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "nothing to see\n", "\n\n", "1 2 3", "a: b: c",
+     "  + Exception Group Traceback (most recent call last):\n  | nothing of its own\n"],
+)  # fmt: skip
 def test_text_without_a_traceback_gives_some_failure_and_no_error(text):
     _, failure = original.failure_in(text, "why")
     assert failure.name

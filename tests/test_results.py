@@ -189,6 +189,7 @@ def test_a_result_as_json_has_these_keys():
         "value": None,
         "text": None,
         "displays": [],
+        "displays_cut": 0,
         "error": None,
         "usage": {"queued": 0.0, "running": 0.0, "cpu": 0.0, "peak_memory": None},
         "action_id": None,
@@ -328,6 +329,7 @@ def test_why_a_cell_did_not_end_in_json(error, described):
         (CellResult(), "CellResult()"),
         (CellResult(stdout="hi\n", value=3), "CellResult(stdout='hi\\n', value=3)"),
         (CellResult(stderr="e", value=0), "CellResult(stderr='e', value=0)"),
+        (CellResult(displays=[{}], displays_cut=7), "CellResult(displays=1, displays_cut=7)"),
         (CellResult(value=False), "CellResult(value=False)"),
         (CellResult(displays=[{}, {}]), "CellResult(displays=2)"),
         (CellResult(value=Opaque("o", "T")), "CellResult(value=<Opaque T: o>)"),
@@ -366,6 +368,10 @@ def test_a_long_value_is_cut_in_the_repr():
         (CellResult(displays=[{"text/plain": "3", "text/html": "<b>"}], text="3"), "3"),
         (CellResult(displays=[{"text/plain": "3"}, {"text/plain": "d"}], text="3"), "3\nd\n3"),
         (CellResult(displays=[{"image/png": b""}]), ""),
+        (
+            CellResult(displays=[{"text/plain": "3", "a/b": ""}], text="3", displays_cut=7),
+            "3\n[… 7 bytes of displays cut …]",
+        ),
         (CellResult(text=""), ""),
         (
             failed(cell_error("KeyError", "'k'", "Traceback:\nKeyError: 'k'\n"), stdout="o\n"),

@@ -220,6 +220,105 @@ def test_a_stream_that_is_cut_is_connected_again(eventually):
         assert not runtime.sandboxes
 
 
+@pytest.mark.parametrize("end", [MentisSandbox.delete, MentisSandbox.close])
+def test_a_sandbox_whose_stream_gave_up_by_itself_can_be_ended(eventually, end):
+    with OriginalRuntime() as runtime:
+        sandbox = MentisSandbox.create(base_url=runtime.url)
+        # Its stream is closed for good, with the sandbox still there.
+        runtime.script.answer = lambda _, path, n: 404 if path.endswith("/stream") else None
+        runtime.cut(sandbox.sandbox_id)
+        eventually(lambda: not listeners())
+        assert not sandbox.is_connected()
+        sandbox.disconnect_stream()
+        end(sandbox)
+        assert list(runtime.sandboxes) == (
+            [] if end is MentisSandbox.delete else [sandbox.sandbox_id]
+        )
+
+
+def test_a_stream_that_gave_up_may_be_ended_while_it_does(eventually):
+    with OriginalRuntime() as runtime:
+        sandbox = MentisSandbox.create(base_url=runtime.url)
+        sandbox._client.delete_sandbox("default", sandbox.sandbox_id)
+        eventually(lambda: not listeners())
+        sandbox.delete()
+
+
+def listeners():
+    return [each for each in threading.enumerate() if "mentis-pool-stream" in each.name]
+
+
+def test_connecting_from_several_threads_makes_one_stream():
+    with OriginalRuntime() as runtime:
+        with MentisSandbox.create(base_url=runtime.url) as sandbox:
+            sandbox.disconnect_stream()
+            threads = [threading.Thread(target=sandbox.connect_stream) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+            assert len(listeners()) == 1
+            paths = [path for _, path, _ in runtime.requests if path.endswith("/stream")]
+            assert len(paths) == 2, "that of create() and one more"
+        assert listeners() == []
+
+
+def test_a_callback_may_disconnect_while_another_thread_does(eventually):
+    with OriginalRuntime() as runtime:
+        told = threading.Event()
+
+        def callback(_):
+            told.set()
+            sandbox.disconnect_stream()
+
+        sandbox = MentisSandbox.create(base_url=runtime.url, on_observation_callback=callback)
+        sandbox.run_ipython_cell("1")
+        assert told.wait(10)
+        sandbox.disconnect_stream()
+        eventually(lambda: not listeners())
+        sandbox.delete()
+
+
+def test_what_is_no_observation_is_logged_counted_and_skipped(caplog):
+    with OriginalRuntime(Script(noise=True)) as runtime:
+        observations = queue.Queue()
+        with MentisSandbox.create(base_url=runtime.url, observation_queue=observations) as sandbox:
+            until_result(observations, sandbox.run_ipython_cell("1"))
+            until_result(observations, sandbox.run_ipython_cell("print(2)"))
+    skipped = [
+        each.fields["skipped"] for each in caplog.records if each.event == "observation_skipped"
+    ]
+    assert len(skipped) > 8
+    assert skipped == list(range(1, len(skipped) + 1))
+
+
+def test_making_a_sandbox_is_not_repeated_where_one_may_be_left_behind():
+    tries = []
+
+    def answer(method, path, _):
+        if (method, path) == ("POST", "/v1/spaces/default/sandboxes"):
+            tries.append(path)
+            return (503, 429, "late reset", None)[len(tries) - 1]
+        return None
+
+    with OriginalRuntime(Script(answer=answer)) as runtime:
+        with pytest.raises(RuntimeRejected, match="503"):
+            MentisSandbox.create(base_url=runtime.url)
+        with pytest.raises(RuntimeUnavailable, match="gave no answer"):
+            MentisSandbox.create(base_url=runtime.url)
+        assert len(tries) == 3
+        assert len(runtime.sandboxes) == 1
+
+
+@pytest.mark.parametrize("run", [MentisSandbox.run_ipython_cell, MentisSandbox.run_shell_command])
+def test_a_timeout_of_0_is_none(runtime, run):
+    url, token = runtime
+    observations = queue.Queue()
+    with MentisSandbox.create(base_url=url, token=token, observation_queue=observations) as sandbox:
+        *_, result = until_result(observations, run(sandbox, "pwd", timeout=0))
+    assert result.exit_code == 0
+
+
 def test_an_empty_name_is_refused():
     for sandbox, space in (("", "default"), ("x", "")):
         with pytest.raises(ValueError, match="must not be empty"):

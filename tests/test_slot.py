@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+import signal
 
 import pytest
+from msgspec.structs import replace
 
 from mentis_pool.mentis_v1 import (
     STILL_RUNS,
@@ -16,12 +18,23 @@ from mentis_pool.mentis_v1 import (
     StreamObservation,
 )
 from mentis_pool.observations import End, Error, Result, Start, Stream
-from mentis_pool.pool_stream import Closed, Opened, Refused, Run, Said
+from mentis_pool.pool_stream import (
+    Cells,
+    Closed,
+    Open,
+    Opened,
+    PickledCall,
+    Refused,
+    Run,
+    Said,
+    Shell,
+)
 from mentis_pool.slot import (
     FIRST_PROBE,
     PROBE,
     SETTLE,
     Delete,
+    LoseState,
     Make,
     Named,
     Post,
@@ -36,13 +49,7 @@ LATE = f"Post: {STILL_RUNS} (Client.Timeout exceeded while awaiting headers)"
 
 
 def a_run(action=7, timeout=None, **changes):
-    run = Run(action, 1, [b"1 + 1"], {}, None, None, timeout, None, None)
-    return _with(run, changes)
-
-
-def _with(run, changes):
-    fields = {name: getattr(run, name) for name in run.__struct_fields__}
-    return Run(**{**fields, **changes})
+    return replace(Run(action, 1, Cells([b"1 + 1"]), timeout=timeout), **changes)
 
 
 def said(action="A", **kind):
@@ -62,7 +69,7 @@ def said(action="A", **kind):
 
 WHOLE = [
     said(start=True),
-    said(stdout=MARK + "hi\nOut[1]: 2\n"),
+    said(stdout=MARK + f"hi\n\x02{TOKEN}=\x032\n\x02{TOKEN}.\x03"),
     said(stderr=MARK),
     said(result=0),
     said(end={"exit_code": 0}),
@@ -99,7 +106,7 @@ class Scene:
     """A slot with a sandbox, and all that it ordered."""
 
     def __init__(self, state="reuse"):
-        self.slot = Slot(1, state, 0.0)
+        self.slot = Slot(1, Open(1, state), 0.0)
         self.orders = []
         self.do(self.slot.open, 0.0)
         assert self.orders == [Make()]
@@ -131,7 +138,7 @@ class Scene:
 
 
 def test_a_slot_makes_its_sandbox_before_there_is_a_cell():
-    slot = Slot(4, "fresh", 10.0)
+    slot = Slot(4, Open(1, "fresh"), 10.0)
     assert slot.open(10.0) == [Make()]
     assert slot.made("S1", 11.5) == [Tell(Opened(4, 1.5))]
 
@@ -155,7 +162,7 @@ def test_a_cell_is_posted_accepted_heard_and_told():
 
 
 def test_a_cell_waits_for_the_sandbox():
-    slot = Slot(1, "reuse", 0.0)
+    slot = Slot(1, Open(1, "reuse"), 0.0)
     assert slot.open(0.0) == [Make()]
     assert slot.run(a_run(), TOKEN, 0.0) == []
     orders = slot.made("S1", 1.0)
@@ -265,6 +272,37 @@ def test_a_long_cell_is_asked_after_and_goes_on():
     assert outcome(scene.told) == Result(text="2", type_name="unknown")
 
 
+def test_a_probe_of_an_earlier_cell_says_nothing_of_the_next():
+    """Neither its answer, nor what is said of it, before the cell is over or after."""
+    for answered in (True, False):
+        scene = Scene()
+        scene.begin()
+        [probe] = scene.do(scene.slot.passed, scene.slot.deadline)
+        if answered:
+            scene.do(scene.slot.accepted, probe.number, "P", 20.0, 0.0)
+        scene.hear(*WHOLE, now=20.0)
+        scene.begin(20.0, "B", action=8)
+        before = scene.slot.deadline
+        scene.hear(said("P", start=True), said("P", result=0), now=21.0)
+        if not answered:
+            scene.do(scene.slot.accepted, probe.number, "P", 21.0, 0.0)
+        scene.hear(said("P", result=0), said("P", error="EOF"), now=21.0)
+        assert scene.slot.deadline == before
+        assert told(scene.orders, 8) == [Start(1000.0)]
+        assert of(Skip, scene.orders) == []
+
+
+@pytest.mark.parametrize("refusal", ["gone", "unanswered", "rejected"])
+def test_a_probe_of_an_earlier_cell_that_is_refused_fails_none(refusal):
+    scene = Scene()
+    scene.begin()
+    [probe] = scene.do(scene.slot.passed, scene.slot.deadline)
+    scene.hear(*WHOLE, now=20.0)
+    assert scene.do(scene.slot.refused, probe.number, refusal, "why", 20.0) == []
+    scene.begin(20.0, "B", action=8)
+    assert told(scene.orders, 8) == [Start(1000.0)]
+
+
 def test_a_stream_that_went_silent_is_found_out():
     scene = Scene()
     scene.begin()
@@ -365,6 +403,20 @@ def test_there_is_no_interrupt_so_a_timeout_takes_a_new_sandbox():
     outcome(scene.told)
 
 
+def test_a_timeout_does_not_wait_for_the_answer_to_the_post():
+    scene = Scene()
+    number = scene.run(timeout=5.0)
+    scene.hear(said(start=True))
+    assert scene.slot.deadline == 7.0
+    scene.do(scene.slot.passed, 7.0)
+    assert outcome(scene.told).kind == "timeout"
+    assert scene.told[-1] == End(5.0)
+    assert of(Delete, scene.orders) == [Delete("S1")]
+    # It comes all the same, and is for nobody any more.
+    assert scene.do(scene.slot.accepted, number, "A", 9.0, 1000.0) == []
+    outcome(scene.told)
+
+
 def test_what_was_heard_before_a_timeout_is_in_the_partial_result():
     scene = Scene()
     scene.begin(timeout=5.0)
@@ -427,11 +479,17 @@ def test_a_cell_that_the_runtime_refuses_is_told_so():
 
 @pytest.mark.parametrize(
     ("asked", "name"),
-    [({"stdin": b""}, "stdin="), ({"argv": [b"a"]}, "argv="), ({"sources": [b"", b""]}, "several")],
+    [
+        ({"stdin": b""}, "stdin="),
+        ({"work": Cells([b""], argv=[b"a"])}, "argv="),
+        ({"work": Cells([b"", b""])}, "several"),
+        ({"work": PickledCall(b"")}, "calls"),
+        ({"work": Shell(b"ls")}, "shell"),
+    ],
 )
 def test_what_v1_does_not_have_is_named(asked, name):
     scene = Scene()
-    scene.do(scene.slot.run, _with(a_run(), asked), TOKEN, 2.0)
+    scene.do(scene.slot.run, a_run(**asked), TOKEN, 2.0)
     error = outcome(scene.told)
     assert error.kind == "rejected"
     assert name in error.message
@@ -441,16 +499,16 @@ def test_what_v1_does_not_have_is_named(asked, name):
 
 
 def test_where_no_sandbox_can_be_had_the_pool_is_told():
-    slot = Slot(3, "reuse", 0.0)
+    slot = Slot(3, Open(1, "reuse"), 0.0)
     slot.open(0.0)
-    assert slot.not_made("no room") == [Tell(Refused(3, "no room"))]
+    assert slot.not_made("no room", True) == [Tell(Refused(3, "no room"))]
     assert slot.made("S", 1.0) == [Delete("S")]
 
 
 def test_where_no_sandbox_can_be_had_ahead_it_is_asked_for_when_it_is_needed():
     scene = Scene("fresh")
     scene.begin()
-    assert scene.slot.not_made("busy") == []
+    assert scene.slot.not_made("busy", True) == []
     scene.hear(*WHOLE)
     assert scene.orders[-3:] != []
     assert of(Make, scene.orders) == [Make(), Make()]
@@ -481,6 +539,58 @@ def test_an_unknown_action_is_not_judged_while_another_answer_is_awaited():
     assert "'other'" in of(Skip, scene.orders)[0].reason
 
 
+@pytest.mark.parametrize(
+    ("opened", "name"),
+    [
+        (Open(1, "reuse", tasks=3), "max_tasks_per_child="),
+        (Open(1, "reuse", initializer=Cells([b"x"])), "initializer="),
+    ],
+)
+def test_what_a_lane_asks_for_that_v1_does_not_have_is_named(opened, name):
+    slot = Slot(1, opened, 0.0)
+    assert name in outcome(told(slot.run(a_run(), TOKEN, 1.0))).message
+
+
+# ── what is not wanted any more ─────────────────────────────────────────────
+
+
+def test_a_cell_that_waits_for_its_sandbox_is_cancelled():
+    slot = Slot(1, Open(1, "fresh"), 0.0)
+    slot.open(0.0)
+    slot.run(a_run(), TOKEN, 1.0)
+    assert slot.cancel(8, 1.0) == []
+    assert outcome(told(slot.cancel(7, 1.0))).kind == "cancelled"
+    assert slot.made("S1", 2.0)[1:] == [], "nothing is posted"
+
+
+def test_a_cell_that_was_posted_is_cancelled_by_the_end_of_its_sandbox():
+    scene = Scene()
+    scene.begin()
+    scene.do(scene.slot.cancel, 7, 3.0)
+    assert outcome(scene.told).kind == "cancelled"
+    assert of(Delete, scene.orders) == [Delete("S1")]
+
+
+def test_a_kill_is_the_end_of_its_sandbox_and_an_interrupt_is_not_to_be_had():
+    scene = Scene()
+    assert scene.slot.signal(7, signal.SIGKILL, 3.0) == []
+    scene.begin()
+    scene.do(scene.slot.signal, 7, signal.SIGINT, 3.0)
+    assert "no interrupt" in of(Skip, scene.orders)[0].reason
+    scene.do(scene.slot.signal, 7, signal.SIGKILL, 3.0)
+    assert (outcome(scene.told).kind, outcome(scene.told).signal) == ("died", signal.SIGKILL)
+    assert of(Delete, scene.orders) == [Delete("S1")]
+
+
+def test_a_session_whose_sandbox_is_replaced_has_lost_its_state():
+    scene = Scene("session")
+    scene.begin()
+    scene.hear(*WHOLE)
+    assert of(LoseState, scene.orders) == []
+    scene.do(scene.slot.cut, "S1", "reset", 3.0)
+    assert len(of(LoseState, scene.orders)) == 1
+
+
 # ── the end ─────────────────────────────────────────────────────────────────
 
 
@@ -489,7 +599,7 @@ def test_closing_deletes_what_there_is_and_what_comes():
     scene.begin()
     assert scene.slot.close() == [Delete("S1")]
     assert scene.slot.made("S2", 5.0) == [Delete("S2")]
-    assert scene.slot.not_made("late") == []
+    assert scene.slot.not_made("late", False) == []
 
 
 def test_a_runtime_that_is_lost_leaves_no_cell_without_an_outcome():
@@ -498,6 +608,12 @@ def test_a_runtime_that_is_lost_leaves_no_cell_without_an_outcome():
     scene.do(scene.slot.lose, "unreachable", 3.0)
     assert outcome(scene.told).kind == "unknown"
     assert Scene().slot.lose("unreachable", 3.0) == []
+
+
+def test_a_cell_that_was_not_posted_did_not_get_there():
+    slot = Slot(1, Open(1, "fresh"), 0.0)
+    slot.run(a_run(), TOKEN, 1.0)
+    assert outcome(told(slot.lose("no answer", 2.0))).kind == "unreachable"
 
 
 @pytest.mark.parametrize("seed", range(300))
@@ -530,7 +646,7 @@ def test_in_any_order_a_cell_has_one_outcome_at_most_and_one_in_the_end(seed):
     ]
     rare = [
         lambda: scene.do(scene.slot.cut, rng.choice(sandboxes), "reset", now),
-        lambda: scene.do(scene.slot.not_made, "busy") if scene.slot._making else None,
+        lambda: scene.do(scene.slot.not_made, "busy", True) if scene.slot._making else None,
         lambda: scene.do(
             scene.slot.refused,
             number,

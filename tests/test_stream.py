@@ -125,6 +125,30 @@ def test_what_is_no_pool_stream_is_a_protocol_error(fake, stream, raw):
         drained(stream, 1)
 
 
+@pytest.mark.parametrize("opcode", [0, 1, 2])
+def test_a_message_that_announces_itself_as_endless_ends_the_stream(fake, stream, opcode):
+    fake.sock.sendall(fake.frame(Closed(1, "a")))
+    fake.sock.sendall(bytes([0x80 | opcode, 0x7F]) + (1 << 62).to_bytes(8, "big") + b"x" * 100)
+    assert drained(stream, 1) == [Closed(1, "a")]
+    with pytest.raises(StreamLost, match=f"a message of {1 << 62} bytes"):
+        drained(stream, 1)
+
+
+def test_a_message_may_not_be_endless_in_pieces_either(fake, stream, monkeypatch):
+    monkeypatch.setattr(stream_module, "LONGEST", 1000)
+    # Each message is counted for itself, a ping not at all, in between or not.
+    first, second = (fake.frame(Said(1, Stream("stdout", b"x" * 900))) for _ in range(2))
+    fake.sock.sendall(first + websocket_frame(9, b"p" * 125) + second)
+    assert len(drained(stream, 2)) == 2
+    begin, more = b"\x02" + bytes([100]) + b"x" * 100, b"\x00" + bytes([100]) + b"x" * 100
+    fake.sock.sendall(begin + more * 5)
+    time.sleep(0.05)
+    assert stream.drain() == []
+    fake.sock.sendall(more * 5)
+    with pytest.raises(StreamLost, match="a message of 1100 bytes"):
+        drained(stream, 1)
+
+
 def test_sending_to_a_runtime_that_is_gone_tells_so(fake, stream):
     fake.sock.close()
     with pytest.raises(StreamLost):

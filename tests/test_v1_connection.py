@@ -187,7 +187,9 @@ def test_a_cut_stream_is_an_unknown_outcome_and_no_second_run(original, eventual
 
 def test_a_cell_runs_again_where_its_own_options_say_so(original, eventually):
     with executor_at(original) as executor:
-        future = executor.options(retries=1).submit("import time; time.sleep(0.5); 'again'")
+        future = executor.options(retries=1, idempotent=True).submit(
+            "import time; time.sleep(0.5); 'again'"
+        )
         started(future, eventually)
         original.cut(future.sandbox_id)
         result = future.result(10)
@@ -197,7 +199,7 @@ def test_a_cell_runs_again_where_its_own_options_say_so(original, eventually):
         assert seen[-2:] == ["Result", "End"]
         assert "Error" not in seen
         # Not more often than that.
-        future = executor.options(retries=1).submit("import os; os._exit(1)")
+        future = executor.options(retries=1, idempotent=True).submit("import os; os._exit(1)")
         assert isinstance(future.exception(10), SandboxDied)
         assert future.exception().result.attempt == 2
 

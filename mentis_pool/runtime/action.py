@@ -108,10 +108,15 @@ def death(status: int) -> Error:
     """Why a worker is gone, from its wait status."""
     if status & 0x7F:
         number = status & 0x7F
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        return Error("died", f"the cell's process was killed by {name}", signal=number)
+        reason = f"the cell's process was killed by {signal_name(number)}"
+        return Error("died", reason, signal=number)
     code = status >> 8 & 0xFF
     return Error("died", f"the cell's process exited with code {code}", exit_code=code)
+
+
+def signal_name(number: int) -> str:
+    """What a signal is called; not all have a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

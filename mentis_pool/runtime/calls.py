@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mentis_pool.errors import PayloadError
 from mentis_pool.observations import Error, Failure, Result
-from mentis_pool.payload import pack_exception, pack_value, unpack_call
+from mentis_pool.payload import unpack_call
 from mentis_pool.pool_stream import PickledCall
+from mentis_pool.returned import pack_exception, pack_value
 from mentis_pool.runtime.cells import failure_of
 
 PART = 1024 * 1024
@@ -30,19 +32,14 @@ def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
     except SystemExit as exc:
         return Error("payload", f"the call cannot be rebuilt in the sandbox: {exc!r}")
     try:
-        if work.chunk:
-            value = [function(*each) for each in args]
-        else:
-            value = function(*args, **kwargs)
+        value = [function(*each) for each in args] if work.chunk else function(*args, **kwargs)
     except Exception as exc:  # noqa: BLE001 - whatever it raises is its outcome
         return raised(exc)
     del function, args, kwargs
     try:
         result = pack_value(value)
-    except Exception as exc:  # noqa: BLE001 - pickling runs any code
-        text = failure_of(exc)
-        of = type(value).__qualname__
-        return Error("payload", f"the result, a {of}, cannot travel: {_told(text)}")
+    except PayloadError as exc:
+        return Error("payload", str(exc))
     at = 0
     while len(result) - at > PART:
         part(result[at : at + PART])
@@ -55,13 +52,8 @@ def raised(exc: BaseException) -> Result | Error:
     failure = failure_of(exc)
     try:
         return Result(failure=failure, pickled=pack_exception(exc))
-    except Exception as wrong:  # noqa: BLE001 - pickling runs any code
-        text = failure_of(wrong)
-        return Error(
-            "payload",
-            f"what it raised, a {type(exc).__qualname__}, cannot travel: {_told(text)}\n\n"
-            f"{failure.traceback}",
-        )
+    except PayloadError as wrong:
+        return Error("payload", f"{wrong}\n\n{failure.traceback}")
 
 
 def _told(failure: Failure) -> str:

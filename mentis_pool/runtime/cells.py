@@ -11,6 +11,7 @@ import ast
 import asyncio  # noqa: F401 - cells await, and importing it takes 40 ms
 import atexit
 import base64
+import builtins
 import contextlib
 import io
 import json
@@ -30,7 +31,7 @@ from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler, PyCF_MASK
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 from IPython.core.profiledir import ProfileDir
 from traitlets import Type
 from traitlets.config import Config
@@ -42,7 +43,9 @@ from mentis_pool.text import printable
 MAX_TEXT = 1024 * 1024
 """Characters of a value's text, and of a traceback."""
 MAX_BUNDLE = 32 * 1024 * 1024
-"""Bytes of one display."""
+"""Bytes of one display, the names of its mime types counted."""
+MAX_NAME = 1000
+"""Characters of the name of a type, and of a display's id."""
 
 # IPython leaves these out, and counts lines from what is left.
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+(?=.*\S)", re.DOTALL)
@@ -92,9 +95,9 @@ class _Publisher(DisplayPublisher):  # type: ignore[misc]
             self.shell.show(bundle)
             return
         display_id = (transient or {}).get("display_id")
-        self.shell.show(
-            Display(bundle, str(display_id) if display_id is not None else None, update)
-        )
+        if display_id is not None:
+            display_id = printable(str(display_id))[:MAX_NAME]
+        self.shell.show(Display(bundle, display_id, update))
 
     def clear_output(self, wait: bool = False) -> None:
         """There is no screen here to be cleared."""
@@ -128,6 +131,13 @@ def _last_line_at_margin(source: str) -> int:
     return 0
 
 
+# Who shows what ended a cell, by how many pieces of code run then.
+_SHOWS_ENDS = {
+    0: (InteractiveShell.run_cell_async.__code__, InteractiveShell.run_ast_nodes.__code__),
+    1: (InteractiveShell.run_code.__code__,),
+}
+
+
 class CellShell(InteractiveShell):  # type: ignore[misc]
     """IPython's shell without a terminal."""
 
@@ -136,6 +146,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
     display_pub_class = Type(_Publisher)
     show: Show
     _own_callbacks: dict[str, int]
+    _depth = 0
+    """How many pieces of code run: 1 for the cell's, more where that runs cells itself."""
 
     @property
     def ipython_dir(self) -> str:
@@ -151,11 +163,35 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         """IPython would keep all output in its history as well: 1 GB of it, if it came to that."""
         return contextlib.nullcontext()
 
-    def showtraceback(self, *_: Any, **__: Any) -> None:
-        """The exception is in the ExecutionResult; formatting it here would cost 10 ms."""
+    async def run_code(self, code_obj: Any, result: Any = None, **options: Any) -> Any:
+        """As IPython's, and counted."""
+        self._depth += 1
+        try:
+            return await super().run_code(code_obj, result, **options)
+        finally:
+            self._depth -= 1
+
+    def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
+        """Print an exception, as for ``%run`` or a hook; but not the one that ends the cell.
+
+        That is in the ExecutionResult, and formatting it here would cost 10 ms.
+        """
+        caller = sys._getframe(1).f_code
+        if caller not in _SHOWS_ENDS.get(self._depth, ()):
+            self._print_exception(exc_tuple)
 
     def showsyntaxerror(self, *_: Any, **__: Any) -> None:
-        """The exception is in the ExecutionResult."""
+        """Print it, unless the cell is itself no Python: that is in the ExecutionResult."""
+        if self._depth:
+            self._print_exception(None)
+
+    def _print_exception(self, exc_tuple: Any) -> None:
+        try:
+            _, error, _ = self._get_exc_info(exc_tuple)
+        except ValueError:
+            print("No traceback available to show.", file=sys.stderr)
+            return
+        print(failure_of(error).traceback, end="", file=sys.stderr)
 
     def _format_exception_for_storage(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Nobody reads the history's exceptions here, and they cost 10 ms each."""
@@ -178,10 +214,12 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         # IPython 9 counts a cell before it runs, IPython 8 after it.
         counts_first = self.displayhook.prompt_count < count
         self.execution_count += counts_first
+        ran = ExecutionResult(ExecutionInfo(raw_cell, True, False, True, None))
+        ran.execution_count = count
         self._trigger("pre_execute")
-        self._trigger("pre_run_cell", None)
+        self._trigger("pre_run_cell", ran.info)
         self.history_manager.store_inputs(count, python.source, raw_cell)
-        error: BaseException | None = None
+        self._depth += 1
         try:
             if python.head is not None:
                 exec(python.head, self.user_ns)
@@ -191,12 +229,15 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
                 else:
                     code = self.compile(ast.Module([node], []), python.name, "exec")
                 exec(code, self.user_ns)
+            ran.result = self.displayhook.value
         except BaseException as exc:  # noqa: BLE001 - whatever the cell raises is its outcome
-            error = exc
+            ran.error_in_exec = exc
         finally:
+            self._depth -= 1
             self._trigger("post_execute")
-            self._trigger("post_run_cell", None)
+            self._trigger("post_run_cell", ran)
             self.execution_count += not counts_first
+        error: BaseException | None = ran.error_in_exec
         return error
 
     def _trigger(self, event: str, *args: Any) -> None:
@@ -326,6 +367,7 @@ class CellRun:
     def __init__(self, shell: CellShell, show: Show) -> None:
         self._shell = shell
         self._show = show
+        self._pid = os.getpid()
         shell.show = show
 
     def cells(self, sources: list[str]) -> Result:
@@ -350,6 +392,7 @@ class CellRun:
             return None, failure_of(SyntaxError("source code string cannot contain null bytes"))
         hook = self._shell.displayhook
         hook.value = None
+        self._shell._depth = 0
         python = self._shell.python_of(source)
         if python is not None:
             error = self._shell.run_python(source, python)
@@ -360,6 +403,8 @@ class CellRun:
                 done = self._shell.run_cell(source, store_history=True)
             error = done.error_before_exec or done.error_in_exec
         if error is not None:
+            if self._in_child():
+                raise error
             return None, failure_of(error)
         value, hook.value = hook.value, None
         return value, None
@@ -386,12 +431,13 @@ class CellRun:
         if not isinstance(text, str):
             text = f"<{_type_name(value)}: its repr raised an exception>"
         shown = _short(printable(text))
+        if not data.keys() - {"text/plain"}:
+            return shown, None
         bundle = _bundle(data)
         if isinstance(bundle, Cut):
             self._show(bundle)
             return shown, None
-        rich = set(bundle.texts) | set(bundle.blobs) > {"text/plain"}
-        return shown, bundle if rich else None
+        return shown, bundle
 
     def _displayed(self, value: Any) -> Display | Cut:
         text, rich = self._forms(value)
@@ -400,12 +446,13 @@ class CellRun:
     def script(self, source: str, argv: list[str]) -> Result:
         """Run the source as ``python argv[0]`` would, up to and with its exit."""
         name = argv[0]
+        # It finds its neighbours, as with Python.
+        sys.path[:1] = [os.path.dirname(os.path.realpath(name))]
         module = types.ModuleType("__main__")
         module.__dict__.update(__file__=name, __builtins__=sys.modules["builtins"])
         sys.modules["__main__"] = module
         sys.argv = list(argv)
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-        failure = None
         # `exit` and the like are Python's again.
         self._shell.builtin_trap.deactivate()
         try:
@@ -413,14 +460,16 @@ class CellRun:
                 exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
             finally:
                 _end_of_process()
-        except SystemExit as exc:
-            if exc.code is not None and not isinstance(exc.code, int):
-                print(exc.code, file=sys.stderr)
-            if exc.code not in (None, 0):
-                failure = failure_of(exc)
-        except BaseException as exc:  # noqa: BLE001 - whatever the script raises is its outcome
-            failure = failure_of(exc)
-        return Result(failure=failure)
+        except BaseException as exc:
+            if self._in_child():
+                raise
+            if not isinstance(exc, SystemExit) or exit_code(exc):
+                return Result(failure=failure_of(exc))
+        return Result()
+
+    def _in_child(self) -> bool:
+        """Whether this is a child that the cell forked: what it raises, it ends with."""
+        return os.getpid() != self._pid
 
 
 _PLAIN: frozenset[type] = frozenset((bool, int, float, str, bytes))
@@ -428,30 +477,53 @@ _PLAIN: frozenset[type] = frozenset((bool, int, float, str, bytes))
 
 def _end_of_process() -> None:
     """What the interpreter does at its end: wait for threads, call what asked to be called."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+    # Executors tell their threads here that no more will come.
+    exit_calls = threading._threading_atexits  # type: ignore[attr-defined]
+    while exit_calls:
+        exit_calls.pop()()
+    # A thread may have started others until it ended.
+    while threads := [thread for thread in threading.enumerate() if _is_waited_for(thread)]:
+        for thread in threads:
             thread.join()
     atexit._run_exitfuncs()
+
+
+def _is_waited_for(thread: threading.Thread) -> bool:
+    return not thread.daemon and thread is not threading.current_thread()
+
+
+def exit_code(error: BaseException) -> int:
+    """What a process exits with that this ends, once stderr has what Python says of it."""
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        return (error.code or 0) & 0xFF
+    try:
+        said = error.code if isinstance(error, SystemExit) else failure_of(error).traceback[:-1]
+        print(said, file=sys.stderr)
+    except Exception:  # noqa: BLE001 - the text's own code, and what stands for stderr
+        pass
+    return 1
 
 
 def _bundle(data: dict[str, Any]) -> Bundle | Cut:
     """A mime bundle as IPython makes it, as text and bytes; a Cut when it is too large."""
     texts: dict[str, str] = {}
     blobs: dict[str, bytes] = {}
-    for mime, form in data.items():
+    for key, form in data.items():
+        mime = printable(str(key))
         if mime in _BINARY and isinstance(form, str):
             form = _decoded(form)
         if isinstance(form, bytes):
-            blobs[str(mime)] = bytes(form)
+            blobs[mime] = bytes(form)
         elif isinstance(form, str):
-            texts[str(mime)] = printable(form)
+            texts[mime] = printable(form)
         else:
             try:
-                texts[str(mime)] = json.dumps(form)
+                texts[mime] = json.dumps(form)
             except (TypeError, ValueError, RecursionError):
-                texts[str(mime)] = printable(str(form))
+                texts[mime] = printable(str(form))
     bundle = Bundle(texts, blobs)
-    return bundle if bundle.size <= MAX_BUNDLE else Cut("displays", bundle.size)
+    size = bundle.size + sum(len(mime.encode()) for mime in (*texts, *blobs))
+    return bundle if size <= MAX_BUNDLE else Cut("displays", size)
 
 
 # Where some libraries give base64 text and others bytes.
@@ -469,12 +541,14 @@ def _type_name(value: object) -> str:
     cls = type(value)
     module = cls.__module__
     name = cls.__qualname__
-    return printable(name if module in ("builtins", "__main__") else f"{module}.{name}")
+    full = name if module in ("builtins", "__main__") else f"{module}.{name}"
+    return printable(full)[:MAX_NAME]
 
 
 def failure_of(error: BaseException) -> Failure:
     """An exception as text: name, value and traceback with the cell's own lines."""
-    name = printable(type(error).__name__)
+    cls = type(error)
+    name = printable(cls.__name__)
     try:
         value = printable(str(error))
     except BaseException as exc:  # noqa: BLE001 - the exception's own code, which may do anything
@@ -485,14 +559,19 @@ def failure_of(error: BaseException) -> Failure:
         text = printable("".join(shown.format()))
     except BaseException as exc:  # noqa: BLE001 - the exception's own code, which may do anything
         text = f"{name}: {value}\n<its traceback cannot be had: {type(exc).__name__}>\n"
-    return Failure(name, _short(value), _short(text))
+    builtin = getattr(builtins, cls.__name__, None) is cls
+    return Failure(name[:MAX_NAME], _short(value), _short(text), builtin)
 
 
-_OURS = (__file__, interactiveshell.__file__)
+_OURS = (
+    __file__,
+    os.path.join(os.path.dirname(__file__), "worker.py"),
+    interactiveshell.__file__,
+)
 
 
 def _strip(shown: traceback.TracebackException, seen: set[int] | None = None) -> None:
-    """Take out the frames of this file and of IPython's shell, which ran the cell."""
+    """Take out the frames of the worker and of IPython's shell, which ran the cell."""
     seen = set() if seen is None else seen
     if id(shown) in seen:
         return

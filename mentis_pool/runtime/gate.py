@@ -10,6 +10,7 @@ point here (DNS rebinding), a Host that is not ours. Both are refused.
 from __future__ import annotations
 
 import hmac
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -65,7 +66,7 @@ def refusal(
     if loopback and not is_loopback(_name(host)):
         return Refused(403, f"the Host {host!r} is not this machine's own")
     origin = headers.get("origin")
-    if origin is not None and urllib.parse.urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and origin.lower() not in _origins(host):
         return Refused(403, f"a page of {origin!r} may not drive this runtime")
     if token is None or free:
         return None
@@ -79,12 +80,18 @@ def refusal(
     return Refused(401, "the token is wrong" if tokens else "this runtime asks for a token")
 
 
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9a-zA-Z._-]+)(?::[0-9]+)?")
+
+
 def _name(host: str) -> str:
-    """Of a Host header, without the port."""
-    try:
-        return urllib.parse.urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    """Of a Host header, without the port; "" where it is none."""
+    found = _HOST.fullmatch(host)
+    return found[1] if found else ""
+
+
+def _origins(host: str) -> tuple[str, str]:
+    """Of pages of this Host; who passes TLS on to here has the other one."""
+    return f"http://{host.lower()}", f"https://{host.lower()}"
 
 
 class Gate:

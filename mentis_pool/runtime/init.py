@@ -11,9 +11,13 @@ import os
 import select
 import signal
 import socket
+import time
 from typing import NoReturn
 
 from mentis_pool.runtime import isolation, posix, wire, worker
+
+TRACKER_PATIENCE = 1.0
+"""Seconds that a resource tracker has to unlink what was left in /dev/shm."""
 
 
 def main(sock: socket.socket, stdout: int, stderr: int, directory: str) -> None:
@@ -156,21 +160,44 @@ class Init:
 
     def _kill_all_but(self, kept: list[int] | tuple[()]) -> None:
         """Kill every process of the sandbox except these children, and wait until they are gone."""
-        for pid in [pid for pid in (*self._workers, *self._commands) if pid not in kept]:
+        ended = [pid for pid in (*self._workers, *self._commands) if pid not in kept]
+        for pid in ended:
             (self._workers if pid in self._workers else self._commands).remove(pid)
+            os.kill(pid, signal.SIGKILL)
+            posix.await_end(pid)
+        # What it had started is our child now, but for what that started in turn.
+        known = set(posix.children())
+        orphans = known - {*kept, *ended}
+        if any(map(posix.is_tracker, orphans)):
+            _let_trackers_end({*kept, *ended})
+        for pid in ended:
             try:
-                # It leads its process group: the whole of it goes at once.
+                # It leads its process group: what is left of it goes at once.
                 os.killpg(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        if known and not orphans:
+            return
         # Whoever left the group became our child when its parent ended.
         while left := [pid for pid in posix.children() if pid not in kept]:
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
             for pid in left:
                 os.waitpid(pid, 0)
+
+
+def _let_trackers_end(kept: set[int]) -> None:
+    """Kill all children but these and the resource trackers, which then end, and clean up first."""
+    deadline = time.monotonic() + TRACKER_PATIENCE
+    while time.monotonic() < deadline:
+        orphans = set(posix.children()) - kept
+        trackers = set(filter(posix.is_tracker, orphans))
+        if not trackers:
+            return
+        for pid in orphans - trackers:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002)
 
 
 def _be_command(command: wire.Execute, writers: list[int], parent: int) -> NoReturn:

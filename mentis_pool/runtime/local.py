@@ -18,8 +18,11 @@ import sys
 import tempfile
 import time
 
+import tenacity
+
 from mentis_pool.errors import RuntimeUnavailable
 from mentis_pool.runtime import isolation, program
+from mentis_pool.runtime.action import signal_name
 
 _RUNTIME = (
     "import json, sys\n"
@@ -29,6 +32,9 @@ _RUNTIME = (
 )
 _SWEEP_AGE = 60.0
 """Seconds: a directory younger than this may be about to get its owner."""
+
+_PATIENCE = 5.0
+"""Seconds within which a runtime's directory can be removed; otherwise it is swept later."""
 
 
 class LocalRuntime:
@@ -134,9 +140,11 @@ class LocalRuntime:
             code = None
         self._log.seek(0)
         words = self._log.read().decode(errors="replace")[-4000:].strip()
-        ended = "did not answer" if code is None else f"ended with exit code {code}"
+        ended = "did not answer" if code is None else _ended(code)
         if words:
             return f"the embedded runtime {ended}; its last words:\n{words}"
+        if code is not None and code < 0:
+            return f"the embedded runtime {ended}"
         return (
             f"the embedded runtime {ended} without a word; see what this says: "
             f"{sys.executable} -c 'import mentis_pool.runtime.server, mentis_pool.runtime.zygote'"
@@ -162,7 +170,24 @@ class LocalRuntime:
     def _release(self) -> None:
         os.close(self._lock)
         self._log.close()
+        # Where it was killed its sandboxes are on their way out, and still write there.
+        gone = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda left: left),
+            stop=tenacity.stop_after_delay(_PATIENCE),
+            wait=tenacity.wait_fixed(0.02),
+            retry_error_callback=lambda _: None,
+        )
+        gone(self._remove)
+
+    def _remove(self) -> bool:
+        """Remove its directory; whether something is left."""
         shutil.rmtree(self._directory, ignore_errors=True)
+        return os.path.lexists(self._directory)
+
+
+def _ended(code: int) -> str:
+    """How a process ended, from what subprocess makes of its status."""
+    return f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
 
 
 def search_path() -> list[str]:

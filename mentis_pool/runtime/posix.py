@@ -37,6 +37,28 @@ def children() -> list[int]:
         return []
 
 
+def await_end(pid: int) -> None:
+    """Wait until a child is dead, and leave it a zombie: its number goes to nobody else (Linux)."""
+    if sys.platform == "linux":
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def is_tracker(pid: int) -> bool:
+    """Whether this is a resource tracker of multiprocessing, or of joblib, by its words (Linux).
+
+    It unlinks what is left in /dev/shm when all that could use it are gone. One that
+    is just being executed has no words yet, and may be one.
+    """
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read()
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read().rpartition(b") ")[2][:1]
+    except OSError:
+        return False
+    return b"resource_tracker import main" in words or (words == b"" and state not in b"ZX")
+
+
 def flush_stdio() -> None:
     """Write out what C code left in its buffers (fflush(3))."""
     _libc.fflush(None)

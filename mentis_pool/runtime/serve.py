@@ -25,6 +25,8 @@ def most_sandboxes(memory: int, cpus: int) -> int:
 
 def refusal(host: str, token: str | None, insecure: bool) -> str | None:
     """Why the runtime is not served like this, or None."""
+    if not host:
+        return "--host needs an address, such as 127.0.0.1"
     if is_loopback(host):
         return None
     if token is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 import uuid
 from collections import deque
@@ -16,9 +17,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from mentis_pool import mentis_v1
@@ -30,6 +33,8 @@ from mentis_pool.text import to_bytes
 
 MAX_BODY = 60 * 1024 * 1024
 """Bytes of a request's body."""
+MOST_READ = 1 << 30
+"""Bytes of one that is too large that are read, since a client that still sends hears no answer."""
 FULL = 4 * 1024 * 1024
 """Bytes waiting for a reader, from which on the sandbox's output is not read any more."""
 STALL = 30.0
@@ -137,7 +142,7 @@ class _Box:
                 action=self._count,
                 lane=0,
                 work=Cells([to_bytes(wanted.code)]),
-                timeout=wanted.timeout,
+                timeout=wanted.timeout or None,
             )
         )
         return action_id
@@ -149,7 +154,7 @@ class _Box:
             to_bytes(wanted.command),
             to_bytes(wanted.work_dir or ""),
             wanted.env or {},
-            wanted.timeout,
+            wanted.timeout or None,
             _Command(self, action_id),
         )
         return action_id
@@ -267,22 +272,47 @@ async def _body(request: Request, expected: type[B]) -> B:
     Raises:
         _Wrong: it is too large, no JSON, or lacks or mistakes a field, which is named.
     """
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            raise _Wrong(413, f"the body is over the limit of {MAX_BODY} bytes")
+    body = await _read(request)
     try:
-        return msgspec.json.decode(bytes(body), type=expected)
+        return msgspec.json.decode(body, type=expected)
     except msgspec.ValidationError as exc:
-        raise _Wrong(400, f"the body is not as it must be: {exc}") from exc
+        raise _Wrong(400, f"the body is not as it must be: {_placed(exc)}") from exc
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise _Wrong(400, f"the body is not JSON: {exc}") from exc
+        words = str(exc)
+        if "truncated" in words and _SURROGATE.search(body):
+            words = "it ends too early, or holds half of a surrogate pair, which is no character"
+        raise _Wrong(400, f"the body is not JSON: {words}") from exc
+
+
+async def _read(request: Request) -> bytes:
+    body, size = bytearray(), 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= MAX_BODY:
+            body += part
+        elif size > MOST_READ:
+            break
+        else:
+            body.clear()
+    if size > MAX_BODY:
+        raise _Wrong(413, f"the body is over the limit of {MAX_BODY} bytes")
+    return bytes(body)
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
+_MISSING = re.compile(r"missing required field `(\w+)`$")
+
+
+def _placed(exc: msgspec.ValidationError) -> str:
+    """Its words; msgspec names the place of every mistake but of a field that is missing."""
+    missing = _MISSING.search(str(exc))
+    return f"{exc} - at `$.{missing[1]}`" if missing else str(exc)
 
 
 def _check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not 0 < timeout < float("inf"):
-        raise _Wrong(400, f"timeout must be more than 0 seconds, not {timeout!r} - at `$.timeout`")
+    """0 is none, as None is: the original takes any, and ignores it."""
+    if timeout is not None and not 0 <= timeout < float("inf"):
+        raise _Wrong(400, f"timeout must be 0 seconds or more, not {timeout!r} - at `$.timeout`")
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -319,7 +349,7 @@ class V1:
         self._registry: Registry[_Box] = Registry(time.time())
 
     def routes(self) -> list[BaseRoute]:
-        """For Starlette."""
+        """For Starlette, after all others: every path that they do not have is of these."""
         space, box = "/v1/spaces/{space}", "/v1/spaces/{space}/sandboxes/{sandbox}"
         routes: list[tuple[str, str, Any]] = [
             ("POST", "/v1/spaces", self._create_space),
@@ -335,10 +365,12 @@ class V1:
             ("POST", f"{box}/tools:run_ipython_cell", self._run_cell),
             ("POST", f"{box}/tools:run_shell_command", self._run_command),
         ]
-        return [
+        within = [
             *(Route(path, _answering(call), methods=[method]) for method, path, call in routes),
             WebSocketRoute("/v1/sandboxes/{sandbox}/stream", self._stream),
         ]
+        # With what is nowhere as well, so that its answer is one of v1 too.
+        return [Mount("", Starlette(routes=within, exception_handlers={HTTPException: _nowhere}))]
 
     # ── spaces ──────────────────────────────────────────────────────────────
 
@@ -375,6 +407,8 @@ class V1:
         space = self._registry.space(request.path_params["space"])
         await _body(request, mentis_v1.NewSandbox)
         await self._supervisor.ready.wait()
+        # It may have been deleted meanwhile, and nobody would end the sandbox.
+        self._registry.space(space.space_id)
         sandbox_id = str(uuid.uuid4())
         try:
             box = _Box(sandbox_id, space.space_id, self._supervisor)
@@ -456,6 +490,15 @@ async def _until_gone(websocket: WebSocket) -> None:
     """Hear out a client, which has nothing to say here."""
     while (await websocket.receive())["type"] != "websocket.disconnect":
         pass
+
+
+async def _nowhere(request: Request, exc: Exception) -> Response:
+    """No such path, or no such method there."""
+    assert isinstance(exc, HTTPException)
+    wanted = f"{request.method} {request.url.path}"
+    answer = _json(mentis_v1.Refusal(f"{wanted}: {exc.detail}"), exc.status_code)
+    answer.headers.update(exc.headers or {})
+    return answer
 
 
 def _answering(call: Any) -> Any:

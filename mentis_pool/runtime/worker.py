@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from mentis_pool.observations import Cut, Display, End, Error, Failure, Part, Result
 from mentis_pool.pool_stream import Cells, PickledCall, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
-from mentis_pool.runtime.cells import CellRun, CellShell, failure_of
+from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
 from mentis_pool.text import printable, to_text
 
 _KEPT = 64 * 1024
@@ -78,6 +78,7 @@ class Worker:
         cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
         said: Result | Error
         keep = self._used and command.namespace == "keep"
+        code = 0
         try:
             try:
                 if not keep:
@@ -99,10 +100,12 @@ class Worker:
                 self._running = False
         except BaseException as exc:  # noqa: BLE001 - an interrupt, or what hostile code leaves behind
             said = self._raised(command.work, exc)
+            if os.getpid() != self._pid:
+                code = exit_code(exc)
         if os.getpid() != self._pid:
             # A child that the cell forked, and that came to the cell's end as well.
             self._flush()
-            os._exit(0)
+            os._exit(code)
         self._flush()
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
@@ -185,7 +188,9 @@ class Worker:
             except BaseException as exc:  # noqa: BLE001 - whatever it raises, it failed
                 said = Result(failure=failure_of(exc))
             self._flush()
-            written = os.pread(file.fileno(), _KEPT, max(0, os.fstat(file.fileno()).st_size - _KEPT))
+            written = os.pread(
+                file.fileno(), _KEPT, max(0, os.fstat(file.fileno()).st_size - _KEPT)
+            )
         if isinstance(said, Error):
             said = Result(failure=Failure("PayloadError", said.message, ""))
         names = self._shell.user_ns

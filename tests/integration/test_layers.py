@@ -26,7 +26,16 @@ PURE = [
     "address",
     "mentis_v1",
     "pool_stream",
+    "boxes",
+    "standard_types",
+    "array_types",
+    "by_value",
     "payload",
+    "returned",
+    "opcodes",
+    "trust",
+    "rebuild",
+    "lanes",
     "original",
     "slot",
     "task",
@@ -35,13 +44,14 @@ PURE = [
 LAYERS = [
     *([name] for name in PURE),
     ["events", "stream"],
-    ["client", "keepers"],
+    ["client", "threads"],
     ["v1_connection"],
     ["connection"],
     ["dispatcher"],
     ["follower"],
     ["future"],
     ["engine"],
+    ["session"],
     ["executor"],
     ["collect"],
     ["sandbox"],
@@ -55,11 +65,17 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FOR_RUNTIME = {
     "_version",
     "address",
+    "array_types",
+    "boxes",
     "errors",
+    "lanes",
     "mentis_v1",
     "observations",
     "output",
+    "payload",
     "pool_stream",
+    "returned",
+    "standard_types",
     "text",
     "values",
 }
@@ -186,7 +202,7 @@ def test_the_files_of_the_runtime_import_each_other_in_one_direction():
     ids=lambda p: p.stem,
 )
 def test_a_pure_file_has_no_socket_thread_process_clock_or_log(path):
-    for name in imports(path):
+    for name in imports(path) - {"subprocess.CompletedProcess"}:  # a value: it runs nothing
         parts = name.split(".")
         prefixes = {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
         assert not prefixes & IMPURE, f"{path.name} imports {name}"
@@ -247,12 +263,14 @@ def test_a_pure_file_can_be_imported_alone(name):
 PUBLIC = {
     "__version__",
     "BrokenSandboxPool",
+    "CallFuture",
     "CellError",
     "CellFuture",
     "CellResult",
     "CellTimeout",
     "ConcurrentTask",
     "Cut",
+    "DeadlineExceeded",
     "Display",
     "End",
     "Error",
@@ -260,17 +278,22 @@ PUBLIC = {
     "MentisSandbox",
     "Opaque",
     "OutcomeUnknown",
+    "Part",
     "PayloadError",
     "ProtocolError",
+    "QueueFull",
+    "QueueTimeout",
     "Result",
     "RuntimeRejected",
     "RuntimeUnavailable",
     "SandboxDied",
     "SandboxError",
     "SandboxExecutor",
+    "Session",
     "Space",
     "SpaceManager",
     "Start",
+    "StateLost",
     "Stream",
     "Usage",
     "sandbox_session",
@@ -290,7 +313,7 @@ def test_every_error_is_public():
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.MentisPoolError)
     }
-    assert defined <= PUBLIC
+    assert {name for name in defined if not name.startswith("_")} <= PUBLIC
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))

@@ -104,7 +104,34 @@ def test_output_and_displays_keep_their_order(executor):
 def test_too_large_a_display_is_cut_and_said(executor):
     future = executor.submit("display({'text/plain': 'x' * 40_000_000}, raw=True)\n1")
     assert future.result().displays == []
-    assert Cut("displays", 40_000_000) in list(future.observations())
+    # With the name of its type.
+    assert Cut("displays", 40_000_010) in list(future.observations())
+    assert future.result().displays_cut == 40_000_010
+
+
+HUGE = {
+    "a display's id": "display(1, display_id='x' * 70_000_000);",
+    "a display's id that no encoding can hold": "display(1, display_id=chr(0xD800))",
+    "a type's name": "type('x' * 70_000_000, (), {})()",
+    "a mime type": "display({'x' * 70_000_000: ''}, raw=True)",
+    "a mime type that no encoding can hold": "display({chr(0xD800): ''}, raw=True)",
+    "mime types": "display({f'{i:070}': '' for i in range(1_000_000)}, raw=True)",
+    "a mime type of the value": (
+        "class A:\n    def _repr_mimebundle_(self, **_): return {'x' * 70_000_000: ''}\nA()"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_no_name_is_too_long_for_the_result(executor, what):
+    result = executor.submit(f"print(1)\n{HUGE[what]}").result()
+    assert result.stdout == "1\n"
+    assert (result.displays_cut >= 70_000_000) == ("mime" in what and "no encoding" not in what)
+
+
+def test_the_name_of_an_exception_is_shortened(executor):
+    error = executor.submit("raise type('x' * 70_000_000, (Exception,), {})").exception()
+    assert error.name == "x" * cells.MAX_NAME
 
 
 def test_a_huge_text_is_shortened(executor):
@@ -118,6 +145,7 @@ def test_an_object_without_a_repr_is_opaque_all_the_same(executor):
     result = executor.submit("class A:\n    def __repr__(self): raise OSError\nA()").result()
     assert result.value.type_name == "A"
     assert "raised" in result.text
+    assert "in __repr__\n" in result.stderr
 
 
 def test_help_and_source_go_to_stdout(executor):
@@ -148,6 +176,125 @@ def test_several_cells_share_one_namespace_and_show_their_values(executor):
     error = executor._submit(["1/0", "print('not reached')"], {}).exception()
     assert error.name == "ZeroDivisionError"
     assert error.result.stdout == ""
+
+
+# ── what IPython shows itself ───────────────────────────────────────────────
+
+SHOWN = {
+    "a file that is run": "open('s.py', 'w').write('1/0')\n%run s.py",
+    "a file that is run from Python": (
+        "open('s.py', 'w').write('1/0')\nget_ipython().run_line_magic('run', 's.py')"
+    ),
+    "a cell in a cell": "get_ipython().run_cell('1/0')",
+    "a cell in a cell of IPython's": "x = !true\nget_ipython().run_cell('1/0')",
+    "a cell in a cell, and awaited": (
+        "await get_ipython().run_cell_async('1/0', transformed_cell='1/0')"
+    ),
+    "a cell in a cell that is no Python": "get_ipython().run_cell('1 +')",
+    "a cell in a cell that does not compile": "get_ipython().run_cell('return')",
+    "what was caught": "try: 1/0\nexcept Exception: get_ipython().showtraceback()",
+    "what was caught in IPython's": "!true\ntry: 1/0\nexcept Exception: get_ipython().showtraceback()",
+    "a hook": "def f(): 1/0\nget_ipython().events.register('post_execute', f)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SHOWN)
+def test_an_exception_that_ipython_shows_is_on_stderr(executor, what):
+    result = executor.submit(f"{SHOWN[what]}\nprint('after')").result()
+    assert "after\n" in result.stdout
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith("SyntaxError" if "that" in what and "run" not in what else "ZeroDi")
+    assert sum(line.startswith("Traceback") for line in lines) <= 1
+    assert "IPython/core" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "cell", ["1/0", "!true\n1/0", "1 +", "!true\n1 +", "return", "!true\nreturn", "%nonsense",
+             "import sys\nsys.exit(3)", "!true\nimport sys\nsys.exit(3)", "await 1"]
+)  # fmt: skip
+def test_the_exception_that_ends_a_cell_is_its_outcome_alone(executor, cell):
+    assert executor.submit(cell).exception().result.stderr == ""
+
+
+@pytest.mark.parametrize("way", ["", "!true\n"])
+def test_hooks_are_told_what_they_are_in_ipython(executor, way):
+    hooks = (
+        "def before(info): print('before', info.raw_cell)\n"
+        "def after(result): print('after', result.success, result.result, result.info.raw_cell)\n"
+        "get_ipython().events.register('pre_run_cell', before)\n"
+        "get_ipython().events.register('post_run_cell', after)"
+    )
+    result = executor._submit([way + hooks, f"{way}5", f"{way}1/0"], {}).exception().result
+    assert result.stdout == (
+        f"after True None {way}{hooks}\nbefore {way}5\nafter True 5 {way}5\n"
+        f"before {way}1/0\nafter False None {way}1/0\n"
+    )
+    assert result.stderr == ""
+
+
+# ── exceptions, and how a process ends ──────────────────────────────────────
+
+
+def test_a_class_of_the_cell_is_not_the_builtin_of_its_name(executor):
+    own = executor.submit("class TimeoutError(Exception): pass\nraise TimeoutError('mine')")
+    assert own.exception().name == "TimeoutError"
+    assert not isinstance(own.exception(), TimeoutError)
+    assert isinstance(executor.submit("raise TimeoutError").exception(), TimeoutError)
+    assert isinstance(executor.submit("open('/no/such')").exception(), FileNotFoundError)
+
+
+ENDS = {
+    "pass": (0, ""),
+    "sys.exit()": (0, ""),
+    "sys.exit(3)": (3, ""),
+    "sys.exit(-1)": (255, ""),
+    "sys.exit('3')": (1, "3\n"),
+    "1/0": (1, "ZeroDivisionError: division by zero\n"),
+}
+
+
+@pytest.mark.parametrize("child", ENDS)
+@pytest.mark.parametrize("argv", [None, ["a.py"]], ids=["cell", "script"])
+def test_a_forked_child_ends_as_with_python(executor, child, argv):
+    source = (
+        f"import os, sys\npid = os.fork()\nif not pid:\n    {child}\n"
+        "else:\n    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    view = executor if argv is None else executor.options(argv=argv)
+    result = view.submit(source).result()
+    code, said = ENDS[child]
+    assert result.stdout == f"{code}\n"
+    assert result.stderr.endswith(said)
+    assert (result.stderr == "") == (said == "")
+    assert "mentis_pool" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["Thread", "Process"])
+def test_a_script_ends_though_its_executor_was_not_shut_down(executor, kind):
+    source = (
+        "import concurrent.futures, math\n"
+        f"pool = concurrent.futures.{kind}PoolExecutor(2)\n"
+        "print(pool.submit(math.sqrt, 4).result())"
+    )
+    script = executor.options(argv=["a.py"], timeout=20)
+    assert script.submit(source).result().stdout == "2.0\n"
+
+
+def test_a_script_waits_for_the_threads_of_its_threads(executor):
+    source = (
+        "import threading, time\n"
+        "def second(): time.sleep(0.2); print('second')\n"
+        "def first(): time.sleep(0.1); threading.Thread(target=second).start()\n"
+        "threading.Thread(target=first).start()"
+    )
+    assert executor.options(argv=["a.py"]).submit(source).result().stdout == "second\n"
+
+
+def test_a_script_imports_its_neighbours(executor, tmp_path):
+    (tmp_path / "neighbour_of_a_script.py").write_text("x = 5")
+    script = executor.options(argv=[str(tmp_path / "a.py")])
+    result = script.submit("import neighbour_of_a_script as n, sys; print(n.x, sys.path[0])")
+    assert result.result().stdout == f"5 {tmp_path}\n"
 
 
 _ADDRESS = re.compile("0x[0-9a-f]+")
@@ -348,7 +495,7 @@ def test_a_failure_is_text_whatever_the_exception_does():
             raise SystemExit
 
     failure = cells.failure_of(Bad())
-    assert failure.name == "Bad"
+    assert (failure.name, failure.builtin) == ("Bad", False)
     assert "cannot be had" in failure.value
 
 

@@ -62,7 +62,9 @@ def test_on_loopback_these_hosts_are_ours(host):
 
 @pytest.mark.parametrize(
     "host", ["", "evil.com", "evil.com:5266", "localhost.evil.com", "10.0.0.1", "127.0.0.1.evil.com",
-             "[", "user@127.0.0.1.evil.com"]
+             "[", "user@127.0.0.1.evil.com", "evil.com@127.0.0.1", "evil.com@localhost:5266",
+             "127.0.0.1:x", "127.0.0.1:", "127.0.0.1:1:2", "[::1", "[::1]x", "127.0.0.1/", " 127.0.0.1",
+             "localhost?", "localhost#", "::1", "127.0.0.1\n"]
 )  # fmt: skip
 def test_a_name_that_was_made_to_point_here_is_refused(host):
     """DNS rebinding: the page's own name, and our address."""
@@ -73,7 +75,12 @@ def test_a_name_that_was_made_to_point_here_is_refused(host):
     assert refused({"host": host}, query="token=secret", loopback=False) is None
 
 
-@pytest.mark.parametrize("origin", ["http://evil.com", "https://localhost:3000", "null", ""])
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.com", "https://localhost:3000", "null", "", "http://[::1", "http://",
+     "http://me@127.0.0.1:5266", "127.0.0.1:5266", "http://127.0.0.1:5266/", "file://127.0.0.1:5266",
+     "http://127.0.0.1:5266.evil.com", "http://127.0.0.1", "\u2100"],
+)  # fmt: skip
 def test_a_page_of_somebody_else_is_refused(origin):
     for token in (None, "secret"):
         said = refused({"origin": origin}, query="token=secret", token=token)
@@ -82,7 +89,9 @@ def test_a_page_of_somebody_else_is_refused(origin):
 
 
 def test_a_page_of_our_own_address_is_not():
-    assert refused({"origin": "http://127.0.0.1:5266"}, query="token=secret") is None
+    for origin in ("http://127.0.0.1:5266", "https://127.0.0.1:5266", "HTTP://127.0.0.1:5266"):
+        assert refused({"origin": origin}, query="token=secret") is None
+    assert refused({"host": "LocalHost:1", "origin": "http://localhost:1"}, token=None) is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import time
@@ -34,6 +35,13 @@ def test_one_that_is_gone_gives_its_last_words(own_temp):
     runtime._process.wait(20)
     with pytest.raises(RuntimeUnavailable, match="no_such_module"):
         runtime.connect()
+    runtime.stop()
+
+
+def test_one_that_is_killed_names_the_signal(own_temp):
+    runtime = LocalRuntime([], 1)
+    os.kill(runtime.pid, signal.SIGKILL)
+    assert runtime.last_words() == "the embedded runtime was killed by SIGKILL"
     runtime.stop()
 
 

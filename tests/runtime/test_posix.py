@@ -1,0 +1,69 @@
+"""System calls that the standard library does not offer, each by what it does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from mentis_pool.runtime import posix
+
+
+def test_what_c_code_printed_is_the_cells(executor):
+    result = executor.submit("import ctypes\nctypes.CDLL(None).puts(b'from C')").result()
+    assert result.stdout == "from C\n"
+
+
+PARENT = """
+import os, time
+from mentis_pool.runtime import posix
+parent = os.getpid()
+if os.fork() == 0:
+    posix.die_with_parent(parent)
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl(2)")
+def test_who_dies_with_its_parent_dies_with_it(eventually):
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        eventually(
+            lambda: (
+                not psutil.pid_exists(child)
+                or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+            ),
+            5,
+        )
+
+
+def test_who_has_lost_its_parent_already_ends_at_once():
+    pid = os.fork()
+    if pid == 0:
+        posix.die_with_parent(os.getppid() + 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="waitid(2)")
+def test_a_child_whose_end_was_awaited_can_still_be_waited_for():
+    process = subprocess.Popen(["sleep", "100"])
+    os.kill(process.pid, signal.SIGKILL)
+    posix.await_end(process.pid)
+    assert process.pid in posix.children()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_tracker_is_told_from_others():
+    assert not posix.is_tracker(os.getpid())
+    assert not posix.is_tracker(2**31 - 1)
+    source = "from multiprocessing.resource_tracker import main; main(0)"
+    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE) as process:
+        assert posix.is_tracker(process.pid)
