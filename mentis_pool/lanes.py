@@ -97,6 +97,8 @@ class _Lane:
         self.sandboxes: set[int] = set()
         self.begun = False
         """Whether a session has had anything run, so that it has state to lose."""
+        self.renewed = False
+        """Whether its state was lost while something runs that is not over yet."""
         self.lost: str | None = None
         """Why a session's state is lost, until somebody was told."""
         self.deaths = 0
@@ -118,6 +120,8 @@ class Lanes(Generic[R]):
         """What each busy sandbox has."""
         self._at: dict[int, int] = {}
         """Sandboxes by action."""
+        self._unwanted: set[int] = set()
+        """Actions that were cancelled after a sandbox had them."""
         self._worked: set[int] = set()
         """Sandboxes that have run something."""
         self._room: int | None = None
@@ -155,6 +159,7 @@ class Lanes(Generic[R]):
     def cancel(self, action: int) -> list[Order]:
         """An action is not wanted any more."""
         if action in self._at:
+            self._unwanted.add(action)
             return [End(self._at[action], action)]
         for lane in self._lanes.values():
             for waiting in lane.waiting:
@@ -173,9 +178,10 @@ class Lanes(Generic[R]):
         if sandbox is None:
             return []
         del self._given[sandbox]
+        self._unwanted.discard(action)
         lane = self._of[sandbox]
         lane.deaths = 0
-        lane.begun = True
+        lane.begun, lane.renewed = not lane.renewed, False
         lane.idle.append(sandbox)
         self._worked.add(sandbox)
         self._ended += 1
@@ -186,7 +192,10 @@ class Lanes(Generic[R]):
     def state_lost(self, sandbox: int, reason: str) -> list[Order]:
         """What a session's sandbox knew is gone; to be told before its action's end."""
         lane = self._of.get(sandbox)
-        return [] if lane is None or not lane.session else self._lose_state(lane, reason)
+        if lane is None or not lane.session:
+            return []
+        lane.renewed = sandbox in self._given
+        return self._lose_state(lane, reason)
 
     def lost(self, sandbox: int, reason: str) -> list[Order]:
         """A sandbox is gone. What it was given and did not end, it did not begin."""
@@ -195,11 +204,11 @@ class Lanes(Generic[R]):
         self._worked.discard(sandbox)
         if lane is None:
             return []
-        orders: list[Order] = []
-        if given is not None and lane.number not in self._lanes:
-            orders.append(Refuse(given.action, "cancelled", reason))
-        elif given is not None:
-            bisect.insort(lane.waiting, given, key=_number)
+        orders = self._wait_again(lane, given, reason)
+        lane.renewed = False
+        if self._lanes.get(lane.number) is not lane:
+            # It was to end: that says nothing of how others would fare.
+            return [*orders, *self._go_on()]
         if lane.session and lane.begun:
             orders += self._lose_state(lane, reason)
         if worked:
@@ -219,10 +228,9 @@ class Lanes(Generic[R]):
         lane, given = self._remove(sandbox)
         if lane is None:
             return []
-        if given is not None:
-            bisect.insort(lane.waiting, given, key=_number)
+        orders = self._wait_again(lane, given, reason)
         self._room = len(self._of)
-        orders = self._go_on()
+        orders += self._give()
         if not self._given:
             # Nothing that runs will end, and so make room.
             orders += self._refuse_all(reason)
@@ -250,6 +258,18 @@ class Lanes(Generic[R]):
             del self._at[given.action]
         return lane, given
 
+    def _wait_again(self, lane: _Lane, given: _Waiting | None, reason: str) -> list[Order]:
+        """What a sandbox did not begin keeps its place, unless nobody wants it any more."""
+        if given is None:
+            return []
+        if given.action in self._unwanted:
+            self._unwanted.remove(given.action)
+            return [Refuse(given.action, "cancelled", "it was cancelled")]
+        if self._lanes.get(lane.number) is not lane:
+            return [Refuse(given.action, "cancelled", reason)]
+        bisect.insort(lane.waiting, given, key=_number)
+        return []
+
     def _lose_state(self, lane: _Lane, reason: str) -> list[Order]:
         lane.begun = False
         if not lane.waiting:
@@ -268,6 +288,15 @@ class Lanes(Generic[R]):
         return orders
 
     def _go_on(self) -> list[Order]:
+        """Whatever can be done now."""
+        orders = self._give()
+        if not self._given and any(lane.waiting for lane in self._lanes.values()):
+            # Nothing runs that would make room by its end: it is asked for again.
+            self._room = None
+            orders += self._give()
+        return orders
+
+    def _give(self) -> list[Order]:
         """Whatever can be given now, the oldest first."""
         orders: list[Order] = []
         while len(self._given) < self._most:

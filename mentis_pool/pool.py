@@ -26,6 +26,8 @@ AHEAD = 32
 """Tasks at the runtime besides those that may run."""
 AHEAD_BYTES = 64 * 1024 * 1024
 """Bytes of them, from which on no more go ahead."""
+TIMES = 1000
+"""So many reminders may be of no more use, besides as many as are."""
 
 
 # ── orders ──────────────────────────────────────────────────────────────────
@@ -48,7 +50,7 @@ class OpenLane:
 
 @dataclasses.dataclass(frozen=True)
 class CloseLane:
-    """Close this lane, on the connection that has this number."""
+    """Forget this lane, and close it if it is open on the connection that has this number."""
 
     lane: int
     connection: int
@@ -151,7 +153,8 @@ class _Lane:
         self.number = number
         self.session = session
         self.queue: deque[Task] = deque()
-        self.at_runtime = 0
+        self.last: Task | None = None
+        """Of a session, what was sent last."""
         self.connection = 0
         """On which it is open."""
         self.begun = False
@@ -176,8 +179,9 @@ class Pool:
         """How many of them are in no session."""
         self._bytes = 0
         self._judging: dict[Task, End] = {}
-        self._delayed: set[Task] = set()
+        self._delayed: dict[Task, None] = {}
         self._times: list[tuple[float, int, Literal["queue", "deadline", "again"], Task]] = []
+        self._most_times = TIMES
         self._unstarted = 0
         self._numbers = itertools.count(1)
         self._actions = itertools.count(1)
@@ -225,12 +229,10 @@ class Pool:
             reason, lane.lost = lane.lost, None
             task.refuse("state", reason)
             return [Settle(task)]
+        task.stateful = lane.session
         self._unstarted += 1
         lane.queue.append(task)
-        settings = task.settings
-        if settings.queue_timeout is not None:
-            self._remind(task.submitted + settings.queue_timeout, "queue", task)
-        self._remind_deadline(task)
+        self._remind_limits(task)
         return self._go_on()
 
     def cancelled(self, task: Task) -> list[Order]:
@@ -258,12 +260,11 @@ class Pool:
         if lane is None:
             return []
         orders: list[Order] = []
-        for task in [*self._at_runtime.values(), *lane.queue]:
+        for task in [*lane.queue, *self._elsewhere()]:
             if task.lane == number:
-                task.unwanted = True
-                orders += self._cancel(task)
-        if self._connected and lane.connection == self._connection:
-            orders.append(CloseLane(number, self._connection))
+                orders += self._drop(task, "its session was closed")
+        if not self._stopped:
+            orders.append(CloseLane(number, lane.connection))
         return [*orders, *self._go_on()]
 
     def shutdown(self, cancel: bool) -> list[Order]:
@@ -271,17 +272,18 @@ class Pool:
         self._closing = True
         orders: list[Order] = []
         if cancel:
-            queued = [task for lane in self._lanes.values() for task in lane.queue]
-            for task in [*self._at_runtime.values(), *queued]:
+            for task in self._all():
                 orders += self._cancel(task)
         return [*orders, *self._go_on()]
 
     def kill(self, number: int) -> list[Order]:
         """`shutdown` that cancels, and a signal to all that runs."""
-        orders = self.shutdown(True)
-        for task in list(self._at_runtime.values()):
+        self._closing = True
+        orders: list[Order] = []
+        for task in self._all():
+            orders += self._drop(task, "its executor was killed")
             orders += self.signal(task, number, final=True)
-        return orders
+        return [*orders, *self._go_on()]
 
     # ── from the runtime ────────────────────────────────────────────────────
 
@@ -309,18 +311,15 @@ class Pool:
             lane = self._lanes.get(task.lane)
             if task.ended:
                 continue
-            if lane is not None and lane.begun and task.state is State.SENT:
+            if lane is not None and lane.begun and task.waits and not task.known:
                 # Before those that wait here behind it.
                 task.state = State.QUEUED
-                self._queue_again(task)
+                bisect.insort(lane.queue, task, key=_number)
             else:
                 orders += self._over(task, task.lost(reason, now, kind), reason)
         for lane in self._lanes.values():
             if lane.begun:
-                lane.begun = False
-                told = self._lose_queued(lane, reason)
-                lane.lost = None if told else reason
-                orders += told
+                orders += self._lose_state(lane.number, reason)
         return [*orders, *self._go_on()]
 
     def said(self, action: int, observation: Observation, now: float) -> list[Order]:
@@ -330,6 +329,8 @@ class Pool:
             return []
         if task.ended:
             # Nobody wants it any more, but its sandbox is busy until its end.
+            if isinstance(observation, Error) and observation.kind == "state":
+                return self._lose_state(task.lane, observation.message)
             if not isinstance(observation, End):
                 return []
             self._take_back(task)
@@ -347,6 +348,8 @@ class Pool:
             task.observe(observation, now)
             if isinstance(observation, Start):
                 orders.append(Started(task))
+                if task.stateful:
+                    orders += self._go_on()
         return orders
 
     def unsent(self, action: int) -> list[Order]:
@@ -374,13 +377,12 @@ class Pool:
         if end is None:
             return []
         if wait is None:
-            task.observe(end, now)
-            return [Settle(task), *self._go_on()]
+            return [*self._settle(task, end), *self._go_on()]
+        self._unstarted += not task.waits
         task.back()
-        self._unstarted += 1
-        self._delayed.add(task)
+        self._delayed[task] = None
         self._remind(now + wait, "again", task)
-        self._remind_deadline(task)
+        self._remind_limits(task)
         return [Retried(task, "its policy says so"), *self._go_on()]
 
     def passed(self, now: float) -> list[Order]:
@@ -388,9 +390,9 @@ class Pool:
         orders: list[Order] = []
         while (due := self.deadline) is not None and due <= now:
             _, _, what, task = heapq.heappop(self._times)
-            self._delayed.discard(task)
+            self._delayed.pop(task, None)
             if what == "again":
-                self._queue_again(task)
+                orders += self._queue_again(task)
                 continue
             seconds = getattr(task.settings, "queue_timeout" if what == "queue" else "deadline")
             orders += self._give_up(task)
@@ -406,11 +408,11 @@ class Pool:
             self._take_back(task)
             if not task.ended:
                 task.unwanted = True
+                self._unstarted -= task.waits
                 task.observe(task.lost(str(error), now), now)
                 orders.append(Settle(task, error))
         for task, end in self._judging.items():
-            task.observe(end, now)
-            orders.append(Settle(task))
+            orders += self._settle(task, end)
         self._judging.clear()
         return [*orders, *self._refuse(error)]
 
@@ -450,11 +452,26 @@ class Pool:
                 lane.queue.popleft()
             if (
                 lane.queue
-                and (lane.at_runtime < 2 if lane.session else self._may_go_ahead())
+                and (self._may_follow(lane.last) if lane.session else self._may_go_ahead())
                 and (found is None or lane.queue[0].number < found.queue[0].number)
             ):
                 found = lane
         return found
+
+    def _may_follow(self, last: Task | None) -> bool:
+        """Whether a session's next task may go: it is to find what the last one left.
+
+        It goes ahead of the end of one that runs. Before that it may turn out that the
+        state is lost, or that its policy wants it to be run again: whatever comes after it
+        is to hear of that, or to wait.
+        """
+        if last is None:
+            return True
+        if last in self._judging or last in self._delayed:
+            return False
+        return last.action not in self._at_runtime or (
+            last.state is State.RUNNING and not last.judged
+        )
 
     def _may_go_ahead(self) -> bool:
         ahead = self._shared - self._max_workers
@@ -463,7 +480,7 @@ class Pool:
     def _send(self, task: Task, lane: _Lane) -> Send:
         task.sent(next(self._actions))
         self._at_runtime[task.action] = task
-        lane.at_runtime += 1
+        lane.last = task
         self._shared += not lane.session
         self._bytes += task.size
         return Send(task, task.action, self._connection)
@@ -472,11 +489,16 @@ class Pool:
         """The runtime has no more to do with the task."""
         del self._at_runtime[task.action]
         self._bytes -= task.size
-        lane = self._lanes.get(task.lane)
-        if lane is None:
-            return
-        lane.at_runtime -= 1
-        self._shared -= not lane.session
+        self._shared -= task.lane in (CELLS, CALLS)
+
+    def _elsewhere(self) -> list[Task]:
+        """Tasks that wait in no lane."""
+        return [*self._at_runtime.values(), *self._judging, *self._delayed]
+
+    def _all(self) -> list[Task]:
+        """Every task, the oldest first."""
+        queued = [task for lane in self._lanes.values() for task in lane.queue]
+        return sorted([*queued, *self._elsewhere()], key=_number)
 
     def _begin(self, task: Task) -> list[Order]:
         """Whatever is said of it, it runs."""
@@ -484,63 +506,98 @@ class Pool:
             # Its future was cancelled a moment ago.
             return [*self._give_up(task), Cancelled(task)]
         self._unstarted -= 1
-        lane = self._lanes.get(task.lane)
-        if lane is not None:
-            lane.begun = lane.session
+        lane = self._lanes[task.lane]
+        lane.begun = lane.session
         return []
 
     def _hear_error(self, task: Task, error: Error) -> list[Order]:
         if error.kind == "cancelled":
             return self._cancel(task, at_runtime=False)
-        lane = self._lanes.get(task.lane)
-        if error.kind == "state" and lane is not None:
-            lane.begun = False
-            return self._lose_queued(lane, error.message)
-        return []
+        if error.kind != "state":
+            return []
+        if task.claim():
+            # It hears of it, whatever its future is asked from now on.
+            return self._lose_queued(task.lane, error.message)
+        self._give_up(task)
+        return [Cancelled(task), *self._lose_state(task.lane, error.message)]
 
     def _over(self, task: Task, end: End, reason: str) -> list[Order]:
         """The task's attempt is over: it is run again, or judged, or has its outcome."""
-        begun = task.state is State.RUNNING
-        if task.again:
+        if task.again is not None and not task.unwanted:
+            self._unstarted += not task.waits
             task.back()
-            self._unstarted += begun
-            self._remind_deadline(task)
-            self._queue_again(task)
-            return [Retried(task, reason)]
-        self._unstarted -= not begun
+            self._remind_limits(task)
+            return [Retried(task, reason), *self._queue_again(task)]
         if task.judged:
             self._judging[task] = end
             return [Judge(task)]
+        return self._settle(task, end)
+
+    def _settle(self, task: Task, end: End) -> list[Order]:
+        self._unstarted -= task.waits
         task.observe(end, 0.0)
         return [Settle(task)]
 
-    def _queue_again(self, task: Task) -> None:
-        lane = self._lanes.get(task.lane)
-        if lane is not None:
-            bisect.insort(lane.queue, task, key=_number)
+    def _queue_again(self, task: Task) -> list[Order]:
+        lane = self._lanes[task.lane]
+        bisect.insort(lane.queue, task, key=_number)
+        return [] if lane.lost is None else self._lose_state(lane.number, lane.lost)
 
     def _give_up(self, task: Task) -> list[Order]:
         """Nobody wants the task any more, which has not begun."""
         self._unstarted -= 1
-        sent = task.state is State.SENT
+        self._judging.pop(task, None)
+        self._delayed.pop(task, None)
         task.state = State.ENDED
-        return [Withdraw(task.action, self._connection)] if sent else []
+        there = task.action in self._at_runtime
+        return [Withdraw(task.action, self._connection)] if there else []
+
+    def _drop(self, task: Task, reason: str) -> list[Order]:
+        """It will not be run any more: one that waits is cancelled, or ends with what it gave before."""
+        task.unwanted = True
+        end = self._judging.pop(task, None)
+        if end is not None and task.claimed is not None:
+            return self._settle(task, end)
+        if not task.waits:
+            return []
+        if task.claimed is None:
+            return self._cancel(task)
+        withdraw = self._give_up(task)
+        task.refuse("cancelled", reason)
+        return [*withdraw, Settle(task)]
 
     def _cancel(self, task: Task, at_runtime: bool = True) -> list[Order]:
         """Cancel the task's future, unless it has begun."""
-        if task.state not in (State.QUEUED, State.SENT) or task.claimed is not None:
+        if not task.waits or task.claimed is not None:
             return []
         withdraw = self._give_up(task)
         return [*(withdraw if at_runtime else []), Cancel(task)]
 
-    def _lose_queued(self, lane: _Lane, reason: str) -> list[Order]:
+    def _lose_state(self, number: int, reason: str) -> list[Order]:
+        """What a session knew is gone, and nobody was told: the next one is."""
+        orders = self._lose_queued(number, reason)
+        told = any(isinstance(order, Settle) for order in orders)
+        if number in self._lanes:
+            self._lanes[number].lost = None if told else reason
+        return orders
+
+    def _lose_queued(self, number: int, reason: str) -> list[Order]:
         """What a session knew is gone: whatever was submitted before that is known hears of it."""
+        lane = self._lanes.get(number)
+        if lane is None:
+            return []
+        lane.begun = False
         orders: list[Order] = []
         for task in lane.queue:
-            if task.state is State.QUEUED:
-                self._unstarted -= 1
+            if not task.waits:
+                continue
+            self._unstarted -= 1
+            if task.claim():
                 task.refuse("state", reason)
                 orders.append(Settle(task))
+            else:
+                task.state = State.ENDED
+                orders.append(Cancelled(task))
         lane.queue.clear()
         return orders
 
@@ -562,15 +619,23 @@ class Pool:
 
     def _remind(self, at: float, what: Literal["queue", "deadline", "again"], task: Task) -> None:
         heapq.heappush(self._times, (at, next(self._ticks), what, task))
+        if len(self._times) > self._most_times:
+            # Of tasks that ended long before their limits.
+            self._times = [each for each in self._times if self._still_due(*each[2:])]
+            heapq.heapify(self._times)
+            self._most_times = 2 * len(self._times) + TIMES
 
-    def _remind_deadline(self, task: Task) -> None:
-        if task.settings.deadline is not None:
-            self._remind(task.submitted + task.settings.deadline, "deadline", task)
+    def _remind_limits(self, task: Task) -> None:
+        settings = task.settings
+        if settings.queue_timeout is not None and not task.claimed:
+            self._remind(task.submitted + settings.queue_timeout, "queue", task)
+        if settings.deadline is not None:
+            self._remind(task.submitted + settings.deadline, "deadline", task)
 
     def _still_due(self, what: str, task: Task) -> bool:
         if what == "again":
             return task in self._delayed
-        waits = task.state in (State.QUEUED, State.SENT)
+        waits = task.waits and not task.known
         return waits and (what == "deadline" or not task.claimed)
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from mentis_pool import values
 from mentis_pool.errors import (
+    CellError,
     CellTimeout,
     DeadlineExceeded,
     MentisPoolError,
@@ -51,6 +52,9 @@ from mentis_pool.text import to_text
 
 # Kinds of `Error` that say nothing against the task.
 _SANDBOX_FAILED = ("died", "unknown", "protocol", "unreachable")
+# Kinds of `Error` that after an outcome only say how the sandbox was lost, or why the task is
+# not run once more. Any other is what came of its being run again.
+_SAYS_NO_MORE = (*_SANDBOX_FAILED, "cancelled")
 
 
 class State(enum.Enum):
@@ -117,16 +121,20 @@ class Record:
             self.ended = True
 
     def take_pickled(self) -> tuple[bytes | None, Failure | None]:
-        """What a call returned or raised in its last attempt; its bytes are not kept."""
+        """What a call returned or raised in its last attempt; once it has ended, its bytes are not kept."""
         parts: list[bytes] = []
         found: Result | None = None
         for at, said in enumerate(self.said):
-            if isinstance(said, (Start, Part)):
-                parts = [] if isinstance(said, Start) else [*parts, said.data]
-                self.said[at] = Part(b"") if isinstance(said, Part) else said
+            if isinstance(said, Start):
+                parts, found = [], None
+            elif isinstance(said, Part):
+                parts.append(said.data)
+                if self.ended:
+                    self.said[at] = Part(b"")
             elif isinstance(said, Result):
                 found = said
-                self.said[at] = msgspec.structs.replace(said, pickled=None)
+                if self.ended:
+                    self.said[at] = msgspec.structs.replace(said, pickled=None)
         if found is None or found.pickled is None:
             return None, None
         return b"".join([*parts, found.pickled]) if parts else found.pickled, found.failure
@@ -144,6 +152,7 @@ class Task:
         "context",
         "future",
         "key",
+        "known",
         "lane",
         "losses",
         "max_output",
@@ -153,6 +162,7 @@ class Task:
         "size",
         "started",
         "state",
+        "stateful",
         "submitted",
         "unwanted",
         "work",
@@ -188,13 +198,18 @@ class Task:
         self.state = State.QUEUED
         self.number = 0
         """Its place in the order of submission."""
+        self.stateful = False
+        """Whether it is in a session: what it has begun cannot be run again without its state."""
         self.claimed: bool | None = None
         self.attempt = 0
         self.action = 0
         self.record = Record(max_output, bounded=settings.on_output is None)
         self.losses = 0
         """How often it was lost."""
-        self.again = False
+        self.again: Error | None = None
+        """Why it is to be run again, once its end is heard; not on record until it is not."""
+        self.known = False
+        """Whether what became of this attempt was said."""
         self.unwanted = False
         """Whether its user had it ended: then it is not run again."""
 
@@ -219,27 +234,42 @@ class Task:
             self.started = now
         if isinstance(observation, Error):
             begun = self.state is State.RUNNING or observation.kind != "unreachable"
-            self.again = self._may_run_again(observation.kind, begun)
-        elif not isinstance(observation, End):
-            # Its Start may be missing: whatever is said of it, it may have begun.
-            self.state = State.RUNNING
-        if self.again:
+            self._hear(observation, begun)
             return
         if isinstance(observation, End):
+            if self.again is not None:
+                # Nobody wants it any more since that was said.
+                self.record.add(self.again)
             self.state = State.ENDED
+        else:
+            # Its Start may be missing: whatever is said of it, it may have begun.
+            self.state = State.RUNNING
+            self.again = None
+        self.known = self.known or isinstance(observation, Result)
         self.record.add(observation)
+
+    def _hear(self, error: Error, begun: bool) -> None:
+        self.again = error if self._may_run_again(error.kind, begun) else None
+        if self.again is None:
+            self.known = True
+            self.record.add(error)
 
     def _may_run_again(self, kind: str, begun: bool) -> bool:
         """Whether it is run again after such an `Error`; ``begun``: it may have begun."""
         retries = self.settings.retries
         if kind not in _SANDBOX_FAILED or self.unwanted or not isinstance(retries, int):
             return False
-        return self.losses < retries and (self.settings.idempotent or not begun)
+        if self.known:
+            # A loss does not take back what was said.
+            return False
+        again = self.settings.idempotent and not self.stateful
+        return self.losses < retries and (again or not begun)
 
     def back(self) -> None:
         """It waits again."""
         self.losses += 1
-        self.again = False
+        self.again = None
+        self.known = False
         self.started = None
         self.state = State.QUEUED
 
@@ -249,15 +279,18 @@ class Task:
         Gives what stands for its End.
         """
         begun = self.state is State.RUNNING
-        self.again = self._may_run_again(kind, begun)
-        if not self.again:
-            self.record.add(Error("unknown" if kind == "died" and not begun else kind, message))
+        self._hear(Error("unknown" if kind == "died" and not begun else kind, message), begun)
         return End(now - self.started if self.started is not None else 0.0)
 
     @property
     def ended(self) -> bool:
         """Whether its outcome is known, or nobody wants it any more."""
         return self.state is State.ENDED
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun, and may."""
+        return self.state in (State.QUEUED, State.SENT)
 
     @property
     def judged(self) -> bool:
@@ -323,8 +356,7 @@ def outcome(
             failure = observation.failure
             if failure is not None:
                 error = cell_error(*msgspec.structs.astuple(failure))
-        elif isinstance(observation, Error) and not ended:
-            # After a result it only says how the sandbox was lost.
+        elif isinstance(observation, Error) and not (ended and observation.kind in _SAYS_NO_MORE):
             ended = True
             error = _error(observation, settings or Settings(), sandbox_id)
         elif isinstance(observation, End):
@@ -426,11 +458,11 @@ def call_outcome(
         rebuild: the object from its bytes; raises `PayloadError`.
     """
     pickled, failure = record.take_pickled()
-    if pickled is None:
-        error: BaseException | None = result.error
-        if error is None:
-            error = ProtocolError("the sandbox gave no result of the call")
+    error: BaseException | None = result.error
+    if error is not None and (pickled is None or not isinstance(error, CellError)):
         return None, error
+    if pickled is None:
+        return None, ProtocolError("the sandbox gave no result of the call")
     try:
         value = rebuild(pickled)
         if failure is None:

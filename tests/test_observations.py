@@ -15,8 +15,10 @@ from mentis_pool.observations import (
     Display,
     End,
     Error,
+    ErrorKind,
     Failure,
     Observation,
+    Part,
     Result,
     Start,
     Stream,
@@ -24,6 +26,7 @@ from mentis_pool.observations import (
 
 EACH = [
     Start(1700000000.25),
+    Start(1700000000.25, 2**40),
     Stream("stdout", b"\xff\x00a"),
     Stream("stderr", b""),
     Cut("displays", 2**40),
@@ -32,10 +35,14 @@ EACH = [
     Result(),
     Result(b"\x01", "1", "int", Bundle({"text/html": "<b>"}), None),
     Result(failure=Failure("ValueError", "", "Traceback")),
+    Result(pickled=b"\x80"),
+    Result(exit_code=-9),
     Error("died", "killed", signal=9),
     Error("died", "exited", exit_code=0),
     End(0.5),
     End(0.5, 0.25, 2**40),
+    Part(b"\x80" * 100),
+    *(Error(kind, "why") for kind in get_args(ErrorKind)),
 ]
 
 
@@ -50,7 +57,7 @@ def test_an_observation_comes_back_the_same(observation):
 def test_every_kind_of_observation_has_a_tag_of_its_own():
     kinds = get_args(Observation)
     tags = [kind.__struct_config__.tag for kind in kinds]
-    assert tags == list(range(7)), "tags are the wire: they may be added to, not changed"
+    assert tags == list(range(8)), "tags are the wire: they may be added to, not changed"
     assert {type(o) for o in EACH} == set(kinds)
 
 
@@ -64,8 +71,11 @@ def test_an_observation_is_not_to_be_changed(observation):
 @pytest.mark.parametrize(
     "message",
     [
+        [8],
         [7],
+        [7, "text"],
         [0],
+        [0, 0.0, "sandbox"],
         [0, "now"],
         [1, "stdin", b""],
         [1, "stdout", 5],
@@ -73,6 +83,8 @@ def test_an_observation_is_not_to_be_changed(observation):
         [3, [{"a": b""}]],
         [4, 1],
         [4, None, None, None, None, ["name"]],
+        [4, None, None, None, None, None, "text"],
+        [4, None, None, None, None, None, None, "0"],
         [5, "other", "why"],
         [6, None],
     ],

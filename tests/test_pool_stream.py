@@ -16,12 +16,18 @@ from mentis_pool.observations import (
     Display,
     End,
     Error,
+    ErrorKind,
     Failure,
+    Part,
     Result,
     Start,
     Stream,
 )
 from mentis_pool.pool_stream import (
+    Begin,
+    Broken,
+    Cancel,
+    Cells,
     Close,
     Closed,
     Command,
@@ -29,11 +35,15 @@ from mentis_pool.pool_stream import (
     Event,
     Open,
     Opened,
+    PickledCall,
     Refused,
     Run,
     Said,
     Sender,
+    Shell,
+    Signal,
     Welcome,
+    Work,
     commands,
     events,
 )
@@ -48,7 +58,7 @@ bundles = st.builds(
 )
 maybe_text = st.none() | st.text()
 observations = st.one_of(
-    st.builds(Start, seconds),
+    st.builds(Start, seconds, numbers),
     st.builds(Stream, streams, st.binary()),
     st.builds(Cut, streams | st.just("displays"), numbers),
     st.builds(Display, bundles, maybe_text, st.booleans()),
@@ -59,10 +69,13 @@ observations = st.one_of(
         maybe_text,
         st.none() | bundles,
         st.none() | st.builds(Failure, st.text(), st.text(), st.text()),
+        st.none() | st.binary(),
+        st.none() | st.integers(-64, 255),
     ),
+    st.builds(Part, st.binary()),
     st.builds(
         Error,
-        st.sampled_from(["timeout", "died", "payload", "protocol", "unknown", "rejected"]),
+        st.sampled_from(get_args(ErrorKind)),
         st.text(),
         st.none() | st.integers(0, 255),
         st.none() | st.integers(0, 255),
@@ -73,28 +86,53 @@ each_event = st.one_of(
     st.builds(Welcome, st.text(), st.text(), st.text()),
     st.builds(Said, numbers, observations),
     st.builds(Opened, numbers, seconds),
-    st.builds(Closed, numbers, st.text()),
+    st.builds(Closed, numbers, st.text(), st.booleans()),
     st.builds(Refused, numbers, st.text()),
+    st.builds(Broken, st.text(), st.text(), st.text()),
+)
+works = st.one_of(
+    st.builds(
+        Cells,
+        st.lists(st.binary()),
+        st.dictionaries(st.text(), st.binary()),
+        st.none() | st.lists(st.binary()),
+    ),
+    st.builds(PickledCall, st.binary(), st.booleans()),
+    st.builds(Shell, st.binary()),
 )
 each_command = st.one_of(
-    st.builds(Open, numbers, st.sampled_from(["fresh", "reuse", "session"])),
+    st.builds(Begin, numbers),
+    st.builds(
+        Open,
+        numbers,
+        st.sampled_from(["fresh", "reuse", "session"]),
+        st.none() | numbers,
+        st.none() | works,
+    ),
     st.builds(
         Run,
         action=numbers,
-        sandbox=numbers,
-        sources=st.lists(st.binary()),
-        variables=st.dictionaries(st.text(), st.binary()),
+        lane=numbers,
+        work=works,
         stdin=st.none() | st.binary(),
-        argv=st.none() | st.lists(st.binary()),
         timeout=st.none() | seconds,
+        deadline=st.none() | seconds,
         max_output=st.none() | numbers,
         window=st.none() | numbers,
     ),
     st.builds(Credit, numbers, numbers),
     st.builds(Close, numbers),
+    st.builds(Cancel, numbers),
+    st.builds(Signal, numbers, st.integers(0, 64)),
 )
 
-RUN = Run(1, 2, [b"1"], {"x": b"p"}, b"in", [b"script.py"], 1.5, 10, None)
+CELLS = Cells([b"1"], {"x": b"p"}, [b"script.py"])
+RUN = Run(1, 2, CELLS, b"in", 1.5, 2.5, 10, None)
+
+# In the order of their tags.
+COMMANDS = (Open, Run, Credit, Close, Cancel, Signal, Begin)
+EVENTS = (Welcome, Said, Opened, Closed, Refused, Broken)
+WORKS = (Cells, PickledCall, Shell)
 
 
 # ── messages ────────────────────────────────────────────────────────────────
@@ -115,14 +153,14 @@ def test_every_event_travels(batch, ack):
 
 
 def test_no_message_was_forgotten_here():
-    assert set(get_args(Command)) == {Open, Run, Credit, Close}
-    assert set(get_args(Event)) == {Welcome, Said, Opened, Closed, Refused}
+    assert set(get_args(Command)) == set(COMMANDS)
+    assert set(get_args(Event)) == set(EVENTS)
+    assert set(get_args(Work)) == set(WORKS)
 
 
 def test_tags_are_the_wire():
-    assert [c.__struct_config__.tag for c in (Open, Run, Credit, Close)] == [0, 1, 2, 3]
-    said = (Welcome, Said, Opened, Closed, Refused)
-    assert [c.__struct_config__.tag for c in said] == [0, 1, 2, 3, 4]
+    for kinds in (COMMANDS, EVENTS, WORKS):
+        assert [kind.__struct_config__.tag for kind in kinds] == list(range(len(kinds)))
 
 
 def test_a_frame_is_a_small_array():
@@ -130,7 +168,13 @@ def test_a_frame_is_a_small_array():
 
 
 def test_what_a_later_version_adds_to_a_message_is_ignored():
-    assert events().messages(pack([1, 0, [[3, 5, "reason", "new"]]])) == [Closed(5, "reason")]
+    frame = pack([1, 0, [[3, 5, "reason", False, "new"]]])
+    assert events().messages(frame) == [Closed(5, "reason", lost=False)]
+
+
+def test_what_an_earlier_version_did_not_say_is_as_it_was():
+    assert events().messages(pack([1, 0, [[3, 5, "reason"]]])) == [Closed(5, "reason", lost=True)]
+    assert commands().messages(pack([1, 0, [[0, 5, "fresh"]]])) == [Open(5, "fresh")]
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000])
@@ -147,7 +191,7 @@ def test_output_may_be_of_any_size(size):
 
 def test_the_name_of_a_script_may_be_no_utf8():
     # sys.argv holds the bytes of a file's name that are no UTF-8 as lone surrogates.
-    run = msgspec.structs.replace(RUN, argv=[b"caf\xe9.py"])
+    run = msgspec.structs.replace(RUN, work=Cells([b""], argv=[b"caf\xe9.py"]))
     assert commands().messages(Sender().frame([run], 0)) == [run]
 
 
@@ -259,11 +303,24 @@ SAMPLE = Sender().frame(
         Welcome("s", "v", "p"),
         Said(1, Display(Bundle({"text/plain": "x"}, {"image/png": b"y"}), "id")),
         Said(1, Result(b"v", "1", "int", None, Failure("E", "v", "t"))),
+        Said(2, Part(b"p")),
         Closed(2, "why"),
+        Broken("why", "t", "o"),
     ],
     3,
 )
-RUN_SAMPLE = Sender().frame([Open(2, "fresh"), RUN, Credit(1, 5)], 3)
+RUN_SAMPLE = Sender().frame(
+    [
+        Begin(2),
+        Open(2, "fresh", 5, PickledCall(b"c")),
+        RUN,
+        Run(2, 2, Shell(b"ls")),
+        Credit(1, 5),
+        Signal(1, 2),
+        Cancel(1),
+    ],
+    3,
+)
 
 
 @settings(max_examples=300)

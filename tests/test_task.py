@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from concurrent.futures import Future
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -14,11 +15,16 @@ from mentis_pool import values
 from mentis_pool.errors import (
     CellError,
     CellTimeout,
+    DeadlineExceeded,
     OutcomeUnknown,
     PayloadError,
     ProtocolError,
+    QueueTimeout,
+    RuntimeRejected,
+    RuntimeUnavailable,
     SandboxDied,
     SandboxError,
+    StateLost,
 )
 from mentis_pool.observations import (
     Bundle,
@@ -26,19 +32,23 @@ from mentis_pool.observations import (
     Display,
     End,
     Error,
+    ErrorKind,
     Failure,
+    Part,
     Result,
     Start,
     Stream,
 )
+from mentis_pool.pool_stream import Cells
 from mentis_pool.results import CellResult, Opaque, Usage
-from mentis_pool.task import Record, Settings, State, Task, outcome
+from mentis_pool.task import Record, Settings, State, Task, call_outcome, outcome
 
 OUT, ERR = "stdout", "stderr"
+LIMITS = Settings(timeout=2.0, deadline=3.0, queue_timeout=4.0)
 
 
 def a_task(now=10.0, max_output=None, **settings):
-    return Task("key", [b"1"], {}, Settings(**settings), max_output, now)
+    return Task("key", 1, Cells([b"1"]), Settings(**settings), max_output, now)
 
 
 def result_of(*said, queued=0.0, **given):
@@ -76,8 +86,8 @@ def test_a_task_that_was_cancelled_is_not_claimed():
 
 def test_a_task_moves_down_the_list_of_states():
     task = a_task(now=10.0)
-    task.sent(action=5, sandbox=2)
-    assert (task.state, task.action, task.sandbox, task.attempt) == (State.SENT, 5, 2, 1)
+    task.sent(5)
+    assert (task.state, task.action, task.attempt) == (State.SENT, 5, 1)
     task.observe(Start(0.0), 12.0)
     assert (task.state, task.started) == (State.RUNNING, 12.0)
     task.observe(Stream(OUT, b"x"), 12.5)
@@ -96,47 +106,76 @@ def test_the_states_are_in_the_order_of_a_life():
 
 def test_a_task_that_goes_back_is_sent_again_under_another_number():
     task = a_task()
-    task.sent(1, 1)
+    task.sent(1)
     task.back()
     assert (task.state, task.attempt) == (State.QUEUED, 1)
-    task.sent(2, 3)
-    assert (task.action, task.sandbox, task.attempt) == (2, 3, 2)
+    task.sent(2)
+    assert (task.action, task.attempt) == (2, 2)
 
 
 def test_a_task_has_waited_until_its_start_or_until_now():
     task = a_task(now=10.0)
     assert task.queued(13.0) == 3.0
-    task.sent(1, 1)
+    task.sent(1)
     assert task.queued(14.0) == 4.0
     task.observe(Start(0.0), 15.0)
     assert task.queued(99.0) == 5.0
 
 
-def test_a_task_that_ran_when_it_was_lost_has_died():
-    task = a_task()
-    task.sent(1, 1)
+def running(**settings):
+    """A task that has begun."""
+    task = a_task(**settings)
+    task.sent(1)
     task.observe(Start(0.0), 12.0)
+    return task
+
+
+def lose(task, message, now, *kind):
+    """All that is said of a task that is lost."""
+    task.observe(task.lost(message, now, *kind), now)
+
+
+def test_a_task_waits_until_something_is_said_of_it():
+    task = a_task()
+    assert task.waits
+    task.sent(1)
+    assert task.waits
     task.observe(Stream(OUT, b"x"), 12.0)
-    task.lost("gone", 14.5)
+    assert (task.waits, task.state, task.started) == (False, State.RUNNING, None)
+
+
+def test_what_became_of_a_task_is_known_before_its_end():
+    for last in (Result(), Error("timeout", "m")):
+        task = running()
+        assert not task.known
+        task.observe(last, 13.0)
+        assert (task.known, task.ended) == (True, False)
+
+
+@pytest.mark.parametrize(("kind", "said"), [((), "died"), (("unknown",), "unknown")])
+def test_a_task_that_ran_when_it_was_lost_has_died_or_is_unknown(kind, said):
+    task = running()
+    task.observe(Stream(OUT, b"x"), 12.0)
+    lose(task, "gone", 14.5, *kind)
     assert task.state is State.ENDED
-    assert task.record.said[-2:] == [Error("died", "gone"), End(2.5)]
+    assert task.record.said[-2:] == [Error(said, "gone"), End(2.5)]
     assert task.record.said[1] == Stream(OUT, b"x")
 
 
 def test_what_became_of_a_task_that_was_only_sent_is_unknown():
     task = a_task()
-    task.sent(1, 1)
-    task.lost("gone", 14.5)
+    task.sent(1)
+    lose(task, "gone", 14.5)
     assert task.record.said == [Error("unknown", "gone"), End(0.0)]
     assert task.state is State.ENDED
 
 
 def test_a_result_that_was_said_is_not_taken_back_by_a_loss():
     task = a_task()
-    task.sent(1, 1)
+    task.sent(1)
     task.observe(Start(0.0), 12.0)
     task.observe(Result(values.encode(3), "3", "int"), 13.0)
-    task.lost("gone", 14.0)
+    lose(task, "gone", 14.0)
     assert task.record.ended
     result = outcome(task.record.said, queued=0.0)
     assert result.error is None
@@ -145,14 +184,95 @@ def test_a_result_that_was_said_is_not_taken_back_by_a_loss():
 
 def test_a_task_that_is_refused_was_never_sent():
     task = a_task()
-    task.refuse("no runtime")
+    task.refuse("unknown", "no runtime")
     assert task.state is State.ENDED
     assert task.record.ended
     assert task.record.said == [Error("unknown", "no runtime"), End(0.0)]
 
 
+# ── tasks that are run again ────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["died", "unknown", "protocol", "unreachable"])
+def test_a_lost_task_is_to_be_run_again_as_often_as_it_may(kind):
+    for begun in (False, True):
+        task = a_task(retries=2, idempotent=True)
+        for attempt in (1, 2):
+            task.sent(attempt)
+            if begun:
+                task.observe(Start(0.0), 12.0)
+            task.observe(Error(kind, "m"), 13.0)
+            assert task.again == Error(kind, "m")
+            task.back()
+            assert (task.again, task.state, task.started) == (None, State.QUEUED, None)
+        task.sent(3)
+        if begun:
+            task.observe(Start(0.0), 12.0)
+        task.observe(Error(kind, "m"), 13.0)
+        assert task.again is None
+        assert task.losses == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["timeout", "deadline", "queue", "payload", "rejected", "cancelled", "state"]
+)
+def test_only_a_loss_has_a_task_run_again(kind):
+    task = running(retries=5, idempotent=True)
+    task.observe(Error(kind, "m"), 13.0)
+    assert task.again is None
+    assert task.record.said[-1] == Error(kind, "m")
+
+
+def test_what_began_is_run_again_only_where_it_may_be():
+    task = running(retries=5)
+    task.observe(Error("died", "m"), 13.0)
+    assert task.again is None
+    task = running(retries=5, idempotent=True)
+    task.stateful = True
+    task.observe(Error("died", "m"), 13.0)
+    assert task.again is None, "not without the state that it found"
+
+
+@pytest.mark.parametrize("why", ["unwanted", "known", "policy"])
+def test_what_is_not_to_be_run_again(why):
+    task = running(retries="policy" if why == "policy" else 5, idempotent=True)
+    if why == "unwanted":
+        task.unwanted = True
+    elif why == "known":
+        task.observe(Result(), 13.0)
+    task.observe(Error("died", "m"), 13.0)
+    assert task.again is None
+
+
+def test_a_task_that_nobody_wants_again_has_its_error_after_all():
+    task = running(retries=1, idempotent=True)
+    task.observe(Error("died", "m"), 13.0)
+    assert task.record.said == [Start(0.0)]
+    task.observe(End(1.0), 13.0)
+    assert task.record.said == [Start(0.0), Error("died", "m"), End(1.0)]
+    assert task.ended
+
+
+def test_a_task_that_goes_on_after_its_loss_is_not_run_again():
+    task = a_task(retries=1)
+    task.sent(1)
+    task.observe(Error("died", "m"), 13.0)
+    task.observe(Start(0.0), 13.0)
+    assert task.again is None
+    assert task.state is State.RUNNING
+
+
+def test_only_a_policy_judges_and_only_what_is_wanted():
+    assert not a_task(retries=3).judged
+    task = a_task(retries="policy")
+    assert task.judged
+    task.unwanted = True
+    assert not task.judged
+
+
 def test_settings_are_equal_by_what_they_set():
     assert Settings() == Settings(timeout=None, task_id=None, stdin=None, on_output=None, argv=None)
+    assert Settings(retries=1) != Settings(idempotent=True)
     assert Settings(timeout=1.0) != Settings()
 
 
@@ -213,10 +333,10 @@ def test_the_kept_end_comes_before_the_outcome_whatever_it_is(last):
 
 def test_the_record_of_a_lost_task_has_its_output_to_the_end():
     task = a_task(max_output=2, on_output=print)
-    task.sent(1, 1)
+    task.sent(1)
     task.observe(Start(0.0), 11.0)
     task.observe(Stream(OUT, b"abc"), 11.0)
-    task.lost("gone", 12.0)
+    lose(task, "gone", 12.0)
     result = outcome(task.record.said, queued=0.0)
     assert result.stdout == "a\n[… 1 bytes cut …]\nc"
 
@@ -248,6 +368,133 @@ def test_a_record_holds_no_more_than_its_limit_of_each_stream(pieces, limit):
         cut = sum(o.bytes for o in record.said[:-1] if o.stream == stream and type(o) is Cut)
         assert kept <= limit
         assert kept + cut == sum(len(data) for s, data in pieces if s == stream)
+
+
+def test_a_record_that_begins_again_bounds_what_comes_then():
+    record = Record(limit=2, bounded=False)
+    for observation in [Start(0.0), Stream(OUT, b"abc"), Start(1.0), Stream(OUT, b"de"), Result()]:
+        record.add(observation)
+    assert record.said == [
+        Start(0.0),
+        Stream(OUT, b"a"),
+        Start(1.0),
+        Stream(OUT, b"d"),
+        Stream(OUT, b"e"),
+        Result(),
+    ]
+
+
+# ── what a call gave ────────────────────────────────────────────────────────
+
+FAILURE = Failure("E", "v", "Traceback")
+
+
+def record_of(*said):
+    record = Record()
+    for observation in said:
+        record.add(observation)
+    return record
+
+
+def test_what_a_call_gave_is_put_together_and_then_not_kept():
+    said = [Start(0.0), Part(b"a"), Stream(OUT, b"x"), Part(b"b"), Result(pickled=b"c"), End(1.0)]
+    record = record_of(*said)
+    assert record.take_pickled() == (b"abc", None)
+    assert record.said == [
+        Start(0.0),
+        Part(b""),
+        Stream(OUT, b"x"),
+        Part(b""),
+        Result(),
+        End(1.0),
+    ]
+    assert record.take_pickled() == (None, None)
+
+
+def test_what_a_call_gave_is_kept_until_its_end():
+    # Its policy looks at it before.
+    record = record_of(Start(0.0), Part(b"a"), Result(pickled=b"b", failure=FAILURE))
+    assert record.take_pickled() == (b"ab", FAILURE)
+    record.add(End(1.0))
+    assert record.take_pickled() == (b"ab", FAILURE)
+    assert record.said[2] == Result(failure=FAILURE)
+
+
+def test_what_a_call_gave_in_one_message_is_not_copied():
+    pickled = b"x" * 1000
+    assert record_of(Result(pickled=pickled), End(1.0)).take_pickled()[0] is pickled
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        ([], None),
+        ([Result()], None),
+        ([Part(b"a")], None),
+        ([Result(pickled=b"1"), Start(1.0)], None),
+        ([Part(b"a"), Start(1.0), Result(pickled=b"1")], b"1"),
+        ([Result(pickled=b"1"), Start(1.0), Part(b"2"), Result(pickled=b"3")], b"23"),
+        ([Result(pickled=b"1"), Start(1.0), Error("died", "m")], None),
+    ],
+    ids=repr,
+)
+def test_only_the_last_attempt_of_a_call_counts(said, taken):
+    assert record_of(Start(0.0), *said, End(1.0)).take_pickled()[0] == taken
+
+
+def given_by(*said, rebuild=lambda pickled: pickled):
+    """What a call gave, and the result that its future has besides."""
+    record = record_of(Start(0.0), *said, End(1.0))
+    result = outcome(record.said, queued=0.0, settings=Settings(deadline=1.0))
+    return *call_outcome(record, result, rebuild), result
+
+
+def test_what_a_call_returns_is_its_outcome():
+    value, error, _ = given_by(Result(pickled=b"v"))
+    assert (value, error) == (b"v", None)
+    assert given_by(Result(pickled=b"v"), Error("died", "m"))[:2] == (b"v", None)
+
+
+def test_what_a_call_raises_has_the_remote_traceback_as_its_cause():
+    raised = KeyError("k")
+    value, error, result = given_by(Result(pickled=b"v", failure=FAILURE), rebuild=lambda _: raised)
+    assert value is None
+    assert error is raised
+    assert "Traceback" in str(error.__cause__)
+    assert isinstance(result.error, CellError)
+
+
+def test_what_may_not_be_rebuilt_is_an_error_that_has_the_result():
+    def refuse(_):
+        raise PayloadError("not this type")
+
+    for failure in (None, FAILURE):
+        value, error, result = given_by(Result(pickled=b"v", failure=failure), rebuild=refuse)
+        assert value is None
+        assert type(error) is PayloadError
+        assert error.result is result
+        assert (error.__cause__ is None) == (failure is None)
+
+
+def test_what_is_raised_must_be_an_exception():
+    value, error, result = given_by(Result(pickled=b"v", failure=FAILURE))
+    assert value is None
+    assert type(error) is ProtocolError
+    assert error.result is result
+    assert "Traceback" in str(error.__cause__)
+
+
+def test_a_call_that_gave_nothing_has_the_error_of_that():
+    assert type(given_by(Error("died", "m"))[1]) is SandboxDied
+    assert type(given_by(Result())[1]) is ProtocolError
+    # A failure whose exception could not be sent.
+    assert isinstance(given_by(Result(failure=FAILURE))[1], CellError)
+
+
+def test_a_call_that_was_not_run_once_more_in_time_has_the_error_of_that():
+    value, error, _ = given_by(Result(pickled=b"v"), Error("deadline", "late"))
+    assert value is None
+    assert type(error) is DeadlineExceeded
 
 
 # ── the outcome ─────────────────────────────────────────────────────────────
@@ -459,6 +706,12 @@ def test_a_cell_may_raise_anything(name):
     ("said", "kind", "fields"),
     [
         (Error("timeout", "m"), CellTimeout, {"timeout": 2.0}),
+        (Error("deadline", "m"), DeadlineExceeded, {"timeout": 3.0}),
+        (Error("queue", "m"), QueueTimeout, {"timeout": 4.0}),
+        (Error("unreachable", "m"), RuntimeUnavailable, {}),
+        (Error("rejected", "m"), RuntimeRejected, {}),
+        (Error("state", "m"), StateLost, {}),
+        (Error("cancelled", "m"), OutcomeUnknown, {"sandbox_id": "s"}),
         (Error("died", "m", signal=9), SandboxDied, {"signal": 9, "exit_code": None}),
         (Error("died", "m", exit_code=3), SandboxDied, {"signal": None, "exit_code": 3}),
         (Error("payload", "m"), PayloadError, {}),
@@ -468,13 +721,34 @@ def test_a_cell_may_raise_anything(name):
     ids=lambda v: getattr(v, "kind", ""),
 )
 def test_why_a_cell_did_not_end_by_itself_is_the_error(said, kind, fields):
-    result = result_of(Stream(OUT, b"o"), said, End(1.0), timeout=2.0, sandbox_id="s")
+    result = result_of(Stream(OUT, b"o"), said, End(1.0), settings=LIMITS, sandbox_id="s")
     error = result.error
     assert type(error) is kind
     assert str(error) == "m"
     assert {name: getattr(error, name) for name in fields} == fields
     assert error.result is result
     assert result.stdout == "o"
+
+
+def test_a_shell_command_has_its_exit_code():
+    assert result_of(Result(exit_code=3)).exit_code == 3
+    assert result_of(Result()).exit_code is None
+
+
+def test_only_what_the_last_attempt_said_counts():
+    result = result_of(
+        Stream(OUT, b"1"), Error("died", "m"), Start(1.0), Stream(OUT, b"2"), Result()
+    )
+    assert (result.stdout, result.error) == ("2", None)
+
+
+@pytest.mark.parametrize("first", [Result(values.encode(1)), Error("died", "m", signal=9)])
+def test_what_ends_the_wait_for_another_attempt_is_the_outcome(first):
+    for kind, error in (("deadline", DeadlineExceeded), ("state", StateLost)):
+        assert type(result_of(Stream(OUT, b"o"), first, Error(kind, "m")).error) is error
+    for kind in ("died", "unknown", "cancelled"):
+        given = result_of(first, Error(kind, "later"))
+        assert given.error == result_of(first).error or given.error.signal == 9
 
 
 def test_a_sandbox_that_died_names_itself():
@@ -504,7 +778,8 @@ def test_without_a_result_nothing_went_well(said):
             st.none(),
             st.none() | st.builds(Failure, st.text(), st.text(), st.text()),
         )
-        | st.builds(Error, st.sampled_from(["timeout", "died", "payload"]), st.text())
+        | st.builds(Error, st.sampled_from(get_args(ErrorKind)), st.text())
+        | st.builds(Part, st.binary(max_size=9))
     )
 )
 def test_whatever_was_said_amounts_to_a_result(said):

@@ -17,25 +17,21 @@ from mentis_pool.observations import (
     End,
     Error,
     Failure,
+    Part,
     Result,
     Start,
     Stream,
 )
-from mentis_pool.pool_stream import Run
-from mentis_pool.runtime.action import DISPLAY_LIMIT, Action, death
+from mentis_pool.pool_stream import Cells, Run
+from mentis_pool.runtime import action as module
+from mentis_pool.runtime.action import DISPLAY_LIMIT, MAX_RESULT, Action, death
 
 
 def a_run(**given):
     plain = Run(
         action=7,
-        sandbox=1,
-        sources=[b""],
-        variables={},
-        stdin=None,
-        argv=None,
-        timeout=None,
-        max_output=None,
-        window=None,
+        lane=1,
+        work=Cells([b""]),
     )
     return msgspec.structs.replace(plain, **given)
 
@@ -55,6 +51,7 @@ def test_it_starts_at_the_time_of_the_wall_clock():
     action = Action(a_run())
     assert action.number == 7
     assert action.begin(100.0, 1.7e9) == [Start(1.7e9)]
+    assert action.begin(100.0, 1.7e9, 5) == [Start(1.7e9, 5)], "it names its sandbox"
 
 
 def test_it_ends_with_its_outcome_and_what_it_used():
@@ -77,10 +74,30 @@ def test_an_outcome_may_be_an_exception_or_no_result_at_all():
 def test_a_run_that_was_too_long_is_a_timeout_whatever_its_worker_says(said, timeout, words):
     action = Action(a_run(timeout=timeout))
     action.begin(0.0, 0.0)
-    action.timed_out = True
+    action.timed_out = "timeout"
     error, end = action.finish(said, End(0.0, 0.5, 9), 2.0)
     assert error == Error("timeout", f"the cell ran for more than {words}")
     assert end == End(2.0, 0.5, 9)
+
+
+@pytest.mark.parametrize("said", [Result(text="1"), Error("died", "killed", signal=9)])
+def test_a_run_that_was_not_done_in_time_has_missed_its_deadline(said):
+    action = Action(a_run(timeout=9.0, deadline=1.0))
+    action.begin(0.0, 0.0)
+    action.timed_out = "deadline"
+    error, end = action.finish(said, End(0.0), 2.0)
+    assert error == Error("deadline", "it was not done within its deadline")
+    assert end == End(2.0)
+
+
+def test_the_parts_of_a_result_have_a_limit_together(monkeypatch):
+    assert MAX_RESULT >= 1 << 30
+    monkeypatch.setattr(module, "MAX_RESULT", 10)
+    action = Action(a_run())
+    assert action.take(Part(b"123456"))
+    assert action.take(Part(b"7890"))
+    assert action.take(Part(b""))
+    assert not action.take(Part(b"1"))
 
 
 # ── output ──────────────────────────────────────────────────────────────────
@@ -197,7 +214,12 @@ events = st.lists(
 )
 
 
-@given(events, st.none() | st.integers(0, 40), st.none() | st.integers(1, 40), st.booleans())
+@given(
+    events,
+    st.none() | st.integers(0, 40),
+    st.none() | st.integers(1, 40),
+    st.sampled_from([None, "timeout", "deadline"]),
+)
 def test_whatever_comes_is_said_in_the_promised_order_within_the_limits(
     events, max_output, window, timed_out
 ):
