@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import tenacity
+
 from mentis_pool.address import Address
 from mentis_pool.errors import RuntimeRejected, RuntimeUnavailable
 from mentis_pool.events import log
@@ -117,12 +119,51 @@ class RemoteConnection(_Pool):
         log("info", "runtime_left", url=self._url)
 
 
-def local(preload: list[str], threads: int) -> LocalConnection:
+_WAIT = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many runtimes in a row were lost."""
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.attempt_number = failures
+    return float(_WAIT(state))
+
+
+def _retrying(retries: int, ending: threading.Event) -> tenacity.Retrying:
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(
+            lambda exc: (
+                isinstance(exc, RuntimeUnavailable)
+                or (isinstance(exc, RuntimeRejected) and exc.passing)
+            )
+        ),
+        stop=tenacity.stop_after_attempt(retries + 1)
+        | tenacity.stop_after_delay(START_TIMEOUT)
+        | tenacity.stop_when_event_set(ending),
+        wait=_WAIT,
+        sleep=tenacity.sleep_using_event(ending),
+        before_sleep=lambda state: log(
+            "warning",
+            "runtime_retried",
+            attempt=state.attempt_number,
+            error=str(state.outcome.exception()) if state.outcome else "",
+        ),
+        reraise=True,
+    )
+
+
+def local(
+    preload: list[str], threads: int, retries: int, ending: threading.Event
+) -> LocalConnection:
     """Start the embedded runtime.
 
     Raises:
-        RuntimeUnavailable: it cannot be started here, and why.
+        RuntimeUnavailable: it cannot be started here, after all retries, and why.
     """
+    return _retrying(retries, ending)(_start, preload, threads)
+
+
+def _start(preload: list[str], threads: int) -> LocalConnection:
     begun = time.monotonic()
     runtime = LocalRuntime(preload, threads)
     try:
@@ -153,20 +194,24 @@ def remote(
     from mentis_pool.v1_connection import V1Connection
 
     begun = time.monotonic()
-    # The engine repeats all of this while nothing answers.
-    client = Client(address, token, 0, ending)
-    streams = client.streams()
-    client.close()
+    client = Client(address, token, retries, ending)
     connection: Connection
-    if SUBPROTOCOL in streams:
-        connection = RemoteConnection(address.url, _pool_stream(address, token))
-    elif streams:
-        raise RuntimeRejected(
-            f"the runtime at {address.url} speaks {', '.join(streams)}, and this is "
-            f"{SUBPROTOCOL}: install the same version of mentis_pool on both sides"
-        )
-    else:
-        connection = V1Connection(Client(address, token, retries, ending), threads)
+    try:
+        streams = client.streams()
+        if SUBPROTOCOL in streams:
+            stream = _retrying(retries, ending)(_pool_stream, address, token)
+            client.close()
+            connection = RemoteConnection(address.url, stream)
+        elif streams:
+            raise RuntimeRejected(
+                f"the runtime at {address.url} speaks {', '.join(streams)}, and this is "
+                f"{SUBPROTOCOL}: install the same version of mentis_pool on both sides"
+            )
+        else:
+            connection = V1Connection(client, threads)
+    except BaseException:
+        client.close()
+        raise
     seconds = round(time.monotonic() - begun, 6)
     log("info", "runtime_reached", url=address.url, seconds=seconds)
     return connection

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import msgspec
 import tenacity
 
-from mentis_pool.connection import Connection
+from mentis_pool.connection import Connection, backoff
 from mentis_pool.dispatcher import Dispatcher
 from mentis_pool.errors import (
     BrokenSandboxPool,
@@ -38,7 +38,6 @@ from mentis_pool.errors import (
     MentisPoolError,
     QueueFull,
     QueueTimeout,
-    RuntimeRejected,
     RuntimeUnavailable,
 )
 from mentis_pool.events import Level, log, wanted
@@ -96,7 +95,6 @@ class Engine:
             again, and threads for what blocks.
         lanes: how the lanes are opened that all tasks share.
         max_workers: as for `Pool`.
-        retries: how often a runtime is tried again.
         rebuild: what a call returned or raised, from its bytes and what may be in them
             (``Task.call``).
         max_queue: how many tasks may wait; None for any number.
@@ -108,14 +106,12 @@ class Engine:
         connect: Callable[[threading.Event, Threads], Connection],
         lanes: dict[int, Open],
         max_workers: int,
-        retries: int,
         rebuild: Callable[[bytes, Any], Any],
         max_queue: int | None = None,
         when_full: Literal["block", "raise"] = "block",
     ) -> None:
         self._reach = connect
         self._lanes = dict(lanes)
-        self._retries = retries
         self._rebuild = rebuild
         self._max_workers = max_workers
         self._max_queue = max_queue
@@ -123,6 +119,8 @@ class Engine:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         """Told when a task has left the queue, where its length is bounded."""
+        self._coming = 0
+        """Tasks that were let in and are not in the pool yet."""
         self._pool = Pool(max_workers)
         self._connection: Connection | None = None
         self._generation = 0
@@ -136,8 +134,6 @@ class Engine:
         self._followers: dict[Task, Follower] = {}
         self._ending = threading.Event()
         self._abandoned = False
-        self._over = False
-        """Whether the dispatcher has cleaned up: what comes now cleans up itself."""
         self._fault: BaseException | None = None
         self._broken: BrokenSandboxPool | None = None
         self._dispatcher: Dispatcher | None = None
@@ -167,9 +163,16 @@ class Engine:
             self._wait_for_room()
             self._check_open()
             self._start_threads(task.settings.on_output is not None)
-        if wanted("debug"):
-            self._log("debug", "task_submitted", task)
-        self._decide_for_caller(self._pool.add, task)
+            self._coming += 1
+        try:
+            if wanted("debug"):
+                self._log("debug", "task_submitted", task)
+        finally:
+            self._decide_for_caller(self._add, task)
+
+    def _add(self, task: Task) -> list[Order]:
+        self._coming -= 1
+        return self._pool.add(task)
 
     def refuse(self, task: Task, error: MentisPoolError) -> None:
         """Settle a task that cannot be sent.
@@ -195,11 +198,14 @@ class Engine:
         # A callback that waited here would wait for itself.
         if most is None or self._is_own(threading.current_thread()):
             return
-        if self._when_full == "raise" and self._pool.waiting >= most:
+
+        def is_room() -> bool:
+            few = self._pool.waiting + self._coming < most
+            return few or self._pool.closing or self._broken is not None
+
+        if self._when_full == "raise" and not is_room():
             raise QueueFull(f"{self._pool.waiting} tasks wait already (max_queue={most})")
-        self._room.wait_for(
-            lambda: self._pool.waiting < most or self._pool.closing or self._broken is not None
-        )
+        self._room.wait_for(is_room)
 
     def _start_threads(self, output: bool) -> None:
         """All that will be needed: at the interpreter's exit none can be started any more."""
@@ -307,6 +313,10 @@ class Engine:
     def _decide(self, decision: Callable[..., list[Order]], *args: object) -> None:
         with self._lock:
             orders = decision(*args)
+            for order in orders:
+                if isinstance(order, OpenLane):
+                    # Before any task that another thread sends to it.
+                    self._put([self._lanes[order.lane]], order.connection)
             if self._max_queue is not None or self._pool.sessions:
                 self._room.notify_all()
             due = self._pool.deadline
@@ -340,7 +350,7 @@ class Engine:
             elif isinstance(order, Started):
                 self._started(order.task)
             elif isinstance(order, OpenLane):
-                self._post([self._lanes[order.lane]], order.connection)
+                self._flush()
             elif isinstance(order, CloseLane):
                 self._post([Close(order.lane)], order.connection)
                 self._lanes.pop(order.lane, None)
@@ -358,7 +368,6 @@ class Engine:
                 self._cancel(order.task)
             elif isinstance(order, Cancelled):
                 self._forget(order.task)
-                self._log("info", "task_cancelled", order.task)
             elif isinstance(order, Stop):
                 self._ending.set()
                 if self._dispatcher is not None:
@@ -404,10 +413,12 @@ class Engine:
         with self._lock:
             task.claim()
         self._forget(task)
-        self._log("info", "task_cancelled", task)
 
     def _forget(self, task: Task) -> None:
-        """The task is over, and its future done."""
+        """The task was cancelled."""
+        self._log("info", "task_cancelled", task)
+        # Neither holds the other any longer.
+        task.future._task = None
         follower = self._followers.pop(task, None)
         if follower is not None:
             follower.end(lambda: None)
@@ -539,45 +550,13 @@ class Engine:
 
     def _keep(self, failures: int) -> None:
         """Bring a connection, or the reason why there is none."""
-        wait = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda exc: (
-                    isinstance(exc, RuntimeUnavailable)
-                    or (isinstance(exc, RuntimeRejected) and exc.passing)
-                )
-            ),
-            stop=tenacity.stop_after_attempt(self._retries + 1)
-            | tenacity.stop_when_event_set(self._ending),
-            wait=wait,
-            sleep=tenacity.sleep_using_event(self._ending),
-            before_sleep=lambda state: log(
-                "warning",
-                "runtime_retried",
-                attempt=state.attempt_number,
-                error=str(state.outcome.exception()) if state.outcome else "",
-            ),
-            reraise=True,
-        )
-        brought: Connection | Exception
         try:
             if failures:
-                # It was lost before it ended anything: the same wait as between two starts.
-                state = tenacity.RetryCallState(retrying, None, (), {})
-                state.attempt_number = failures
-                self._ending.wait(wait(state))
-            brought = retrying(self._reach, self._ending, self._keepers)
+                # It was lost before it ended anything.
+                self._ending.wait(backoff(failures))
+            self._arrived.append(self._reach(self._ending, self._keepers))
         except Exception as exc:  # noqa: BLE001 - every task that waits for it is told
-            brought = exc
-        self._bring(brought)
-
-    def _bring(self, brought: Connection | Exception) -> None:
-        with self._lock:
-            late = self._over
-            if not late:
-                self._arrived.append(brought)
-        if late and not isinstance(brought, Exception):
-            brought.close()
+            self._arrived.append(exc)
         assert self._dispatcher is not None
         self._dispatcher.wake()
 
@@ -727,7 +706,6 @@ class Engine:
         for sandbox in sorted(self._sandboxes):
             log("debug", "sandbox_retired", sandbox_id=self._name(sandbox))
         with self._lock:
-            self._over = True
             connection, self._connection = self._connection, None
         for brought in [connection, *self._arrived]:
             if brought is not None and not isinstance(brought, Exception):

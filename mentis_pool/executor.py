@@ -143,14 +143,13 @@ class SandboxExecutor(Executor):
 
         def connect(ending: threading.Event, keepers: Threads) -> Connection:
             if address is None:
-                return local(modules, threads)
+                return local(modules, threads, retries, ending)
             return remote(address, token, retries, ending, keepers)
 
         self._engine = Engine(
             connect,
             {CELLS: opened(CELLS, state or "fresh"), CALLS: opened(CALLS, state or "reuse")},
             max_workers,
-            retries,
             lambda pickled, call: rebuild(pickled, call, trusted),
             max_queue,
             when_full,
@@ -441,7 +440,7 @@ class SandboxExecutor(Executor):
 
         Args:
             wait: return only when nothing is left, no thread and no process.
-            cancel_futures: cancel the tasks that have not begun.
+            cancel_futures: cancel the tasks that wait for others to end.
         """
         self._engine.shutdown(cancel_futures)
         if wait:
@@ -480,11 +479,11 @@ def _results(
 ) -> Iterator[Any]:
     try:
         while futures:
-            # Popped before the wait, so that no list here keeps what was given out.
+            # Popped before the wait, so that nothing here keeps what was given out.
             future = futures.popleft()
             try:
                 left = None if deadline is None else deadline - time.monotonic()
-                result = future.result(left)
+                result = [future.result(left)]
             except BaseException:
                 future.cancel()
                 raise
@@ -492,8 +491,7 @@ def _results(
             for submit in submits:
                 futures.append(submit())
                 break
-            yield result
-            del result
+            yield result.pop()
     finally:
         for future in futures:
             future.cancel()

@@ -268,12 +268,19 @@ class Pool:
         return [*orders, *self._go_on()]
 
     def shutdown(self, cancel: bool) -> list[Order]:
-        """Take no more tasks; with ``cancel`` those that have not begun are not run either."""
+        """Take no more tasks; with ``cancel`` those are not run either that wait for others.
+
+        As with the standard executors, what a worker was free for is not cancelled.
+        """
         self._closing = True
         orders: list[Order] = []
         if cancel:
-            for task in self._all():
-                orders += self._cancel(task)
+            tasks = [task for task in self._all() if not task.ended]
+            apart = {*self._judging, *self._delayed}
+            kept = [task for task in tasks if task not in apart][: self._max_workers]
+            for task in tasks:
+                if task not in kept:
+                    orders += self._cancel(task)
         return [*orders, *self._go_on()]
 
     def kill(self, number: int) -> list[Order]:

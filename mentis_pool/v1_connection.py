@@ -264,7 +264,9 @@ class V1Connection:
             orders = slot.cancel(order.action, now)
         else:
             del self._slots[order.sandbox]
-            orders = slot.close()
+            left = self._hear_orders(slot, slot.close(), now)
+            # What it ran has no end of its own.
+            return left + self._follow(self._lanes.lost(order.sandbox, "it was closed"), now)
         return self._hear_orders(slot, orders, now)
 
     def _carry_out(self, orders: list[_Ordered]) -> None:

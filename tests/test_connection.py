@@ -36,7 +36,7 @@ def test_another_version_of_the_stream_is_refused_with_both_named(served, monkey
 
 def test_a_stream_of_another_version_is_refused_by_the_runtime(served):
     url, token = served
-    with pytest.raises(RuntimeRejected, match="403") as caught:
+    with pytest.raises(RuntimeRejected, match="this runtime speaks") as caught:
         link(parse(url).ws(connection.PATH), token, 5, "mentis_pool.another")
     assert "token" not in str(caught.value), "which is not what is wrong"
 

@@ -1028,10 +1028,22 @@ def test_a_shutdown_while_connecting_hears_that_there_is_no_runtime():
     assert pool.unavailable(ERROR) == [Settle(task, ERROR), Stop()]
 
 
-def test_a_shutdown_that_cancels_while_connecting_stops_at_once():
+def test_a_shutdown_that_cancels_leaves_what_a_worker_is_free_for():
+    pool = Pool(2)
+    one, two, three = tasks(3)
+    for task in (one, two, three):
+        pool.add(task)
+    assert pool.shutdown(True) == [Cancel(three)]
+    assert pool.shutdown(True) == []
+    assert sends(pool.connected()) == [one, two]
+    end(pool, one)
+    assert end(pool, two) == [Settle(two), Stop()]
+
+
+def test_a_kill_while_connecting_stops_at_once():
     pool, task = Pool(1), a_task()
     pool.add(task)
-    assert pool.shutdown(True) == [Cancel(task), Stop()]
+    assert pool.kill(9) == [Cancel(task), Stop()]
     assert pool.connected() == []
 
 
@@ -1606,7 +1618,8 @@ class Walk(RuleBasedStateMachine):
         self.shut = True
         self.a_thread(self.pool.shutdown(cancel))
         if cancel:
-            assert not [t for t in self.tasks if t.waits and t.claimed is None]
+            left = [t for t in self.tasks if t.waits and t.claimed is None]
+            assert len(left) <= self.max_workers
 
     @precondition(lambda self: len(self.tasks) > 6)
     @rule(really=st.integers(0, 2))

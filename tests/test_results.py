@@ -85,6 +85,7 @@ def test_every_field_counts_for_equality(field):
         "value": 5,
         "text": "5",
         "displays": [{"text/plain": "d"}],
+        "exit_code": 3,
         "error": MentisPoolError("e"),
         "usage": Usage(9.0),
         "action_id": "a",

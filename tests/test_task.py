@@ -706,8 +706,8 @@ def test_a_cell_may_raise_anything(name):
     ("said", "kind", "fields"),
     [
         (Error("timeout", "m"), CellTimeout, {"timeout": 2.0}),
-        (Error("deadline", "m"), DeadlineExceeded, {"timeout": 3.0}),
-        (Error("queue", "m"), QueueTimeout, {"timeout": 4.0}),
+        (Error("deadline", "m"), DeadlineExceeded, {}),
+        (Error("queue", "m"), QueueTimeout, {}),
         (Error("unreachable", "m"), RuntimeUnavailable, {}),
         (Error("rejected", "m"), RuntimeRejected, {}),
         (Error("state", "m"), StateLost, {}),

@@ -228,7 +228,8 @@ def application(supervisor: Supervisor) -> Starlette:
 
     async def pool(websocket: WebSocket) -> None:
         if SUBPROTOCOL not in websocket.scope.get("subprotocols", ()):
-            await websocket.close(1002, f"this runtime speaks {SUBPROTOCOL}")
+            message = f"this runtime speaks {SUBPROTOCOL}"
+            await websocket.send_denial_response(JSONResponse({"message": message}, 400))
             return
         await websocket.accept(subprotocol=SUBPROTOCOL)
         session = Session(supervisor)
