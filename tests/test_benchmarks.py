@@ -98,6 +98,24 @@ def test_cells_compares_latency_throughput_start_and_memory(tmp_path):
     assert len(said["targets"]) == 5
 
 
+def test_calls_compares_throughput_and_latency(tmp_path):
+    said = measured(tmp_path / "calls.json", "calls", "--count", "100")
+    each = ["ProcessPoolExecutor", "loky", "pebble", "mentis_pool"]
+    pairs = [f"{what}, mentis_pool / ProcessPoolExecutor" for what in ("one by one", "p50")]
+    assert whose(said) == {
+        "one by one": each,
+        "map, chunks of 64": [name for name in each if name != "pebble"],
+        "latency p50": each,
+        "latency p99": each,
+        "pair by pair": pairs,
+    }
+    assert [(target["name"], target["rule"], target["limit"]) for target in said["targets"]] == [
+        (pairs[0], "at least", 1),
+        (pairs[1], "at most", 1),
+    ]
+    assert said["settings"] == {"rounds": 1, "count": 100, "workers": 2}
+
+
 def test_without_a_name_the_benchmarks_are_listed():
     done = run_benchmark()
     assert done.returncode == 0, done.stderr
