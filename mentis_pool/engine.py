@@ -131,6 +131,8 @@ class Engine:
         """Those that have a worker, for the log."""
         self._outbox: list[Command] = []
         self._wire = threading.Lock()
+        self._corked = False
+        """Whether the dispatcher keeps what it has to send until it has heard all events."""
         self._followers: dict[Task, Follower] = {}
         self._ending = threading.Event()
         self._abandoned = False
@@ -448,6 +450,8 @@ class Engine:
 
     def _flush(self) -> None:
         """Send, or leave it to the thread that is sending: it looks again before it stops."""
+        if self._corked and threading.current_thread() is self._dispatcher:
+            return
         while self._outbox and self._wire.acquire(blocking=False):
             try:
                 with self._lock:
@@ -472,8 +476,14 @@ class Engine:
             self._lost(connection, str(exc))
             return
         now = time.monotonic()
-        for event in events:
-            self._hear(event, now)
+        # What these events have sent goes together.
+        self._corked = True
+        try:
+            for event in events:
+                self._hear(event, now)
+        finally:
+            self._corked = False
+            self._flush()
 
     def _hear(self, event: Event, now: float) -> None:
         if isinstance(event, Said):

@@ -154,6 +154,9 @@ class SandboxExecutor(Executor):
             max_queue,
             when_full,
         )
+        # Made up once: the system's random numbers cost as much as a pickle.
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
         self._root: SandboxExecutor | None = None
         """What a view keeps alive."""
         # A forgotten executor finishes what was submitted and stops; at the
@@ -261,7 +264,7 @@ class SandboxExecutor(Executor):
         if size > MAX_RUN:
             raise ValueError(f"what is to be sent has {size} bytes, over the limit of {MAX_RUN}")
         return Task(
-            settings.task_id or secrets.token_hex(6),
+            settings.task_id or f"{self._prefix}-{next(self._numbers)}",
             lane,
             work,
             settings,

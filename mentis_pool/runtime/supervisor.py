@@ -97,8 +97,10 @@ class Channel(Generic[M]):
         messages: Any,
         heard: Callable[[M], None],
         closed: Callable[[str], None],
+        with_fds: bool = False,
     ) -> None:
         sock.setblocking(False)
+        self._with_fds = with_fds
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._unpacker: wire.Unpacker[M] = wire.Unpacker(messages)
@@ -125,13 +127,16 @@ class Channel(Generic[M]):
     def read(self) -> None:
         """Take what has arrived."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, 8)
+            if self._with_fds:
+                data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, 8)
+                self.fds.extend(fds)
+            else:
+                data = self._sock.recv(_CHUNK)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self._fail(END_OF_FILE)  # reset: the other side died with something unread
             return
-        self.fds.extend(fds)
         if not data:
             self._fail(END_OF_FILE)
             return
@@ -356,7 +361,7 @@ class Sandbox:
             ours.pop_all()
         for name in self._pipes:
             self._watch(name)
-        return Channel(sock, wire.FromInit, self._told, self._lost)
+        return Channel(sock, wire.FromInit, self._told, self._lost, with_fds=True)
 
     def close(self, reason: str = "closed") -> None:
         """End it, with all that runs in it; an action that runs gets its End first."""

@@ -48,6 +48,7 @@ class Worker:
         self._pid = 0
         self._running = False
         self._used = False
+        self._has_stdin = False
         self._shell = CellShell.instance()
         self._names: dict[str, Any] = {}
         """What an initializer cell leaves for every cell."""
@@ -77,20 +78,10 @@ class Worker:
         begun = time.monotonic()
         cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
         said: Result | Error
-        keep = self._used and command.namespace == "keep"
         code = 0
         try:
             try:
-                if not keep:
-                    self._begin()
-                if self._used:
-                    if not keep:
-                        self._prepare()
-                    # Not before: what the last cell held is only now given back.
-                    _reset_peak()
-                if self._used or command.stdin is not None:
-                    self._stdin(command.stdin)
-                self._used = True
+                self._make_ready(command)
                 self._running = True
                 if command.namespace == "initialize":
                     said = self._initialize(command.work)
@@ -110,6 +101,24 @@ class Worker:
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         self._sock.sendall(wire.pack(said) + wire.pack(used))
+
+    def _make_ready(self, command: wire.RunWork) -> None:
+        """What a run may expect; of calls in a kept process no more than that it goes on."""
+        call = isinstance(command.work, PickledCall)
+        if call and self._used and command.stdin is None and not self._has_stdin:
+            return
+        keep = self._used and command.namespace == "keep"
+        if not keep:
+            self._begin()
+        if self._used:
+            if not keep:
+                self._prepare()
+            # Not before: what the last cell held is only now given back.
+            _reset_peak()
+        if self._used or command.stdin is not None:
+            self._stdin(command.stdin)
+        self._has_stdin = command.stdin is not None
+        self._used = True
 
     def _raised(self, work: Work, exc: BaseException) -> Result | Error:
         if isinstance(work, PickledCall):
