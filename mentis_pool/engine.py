@@ -363,7 +363,9 @@ class Engine:
             elif isinstance(order, Connect):
                 self._keepers.do(lambda failures=order.failures: self._keep(failures))  # type: ignore[misc]
             elif isinstance(order, Retried):
-                self._log("warning", "task_retried", order.task, reason=order.reason)
+                # What its user's policy asks for is nothing to be warned of.
+                level: Level = "info" if order.task.judged else "warning"
+                self._log(level, "task_retried", order.task, reason=order.reason)
             elif isinstance(order, Judge):
                 self._judge(order.task)
             elif isinstance(order, Cancel):
