@@ -127,6 +127,9 @@ class Lanes(Generic[R]):
         self._room: int | None = None
         """How many sandboxes there is room for, as far as is known."""
         self._ended = 0
+        """How many actions have ended."""
+        self._try_at = 0
+        """After so many ends there may be more room."""
         self._numbers = itertools.count(1)
         self._sandboxes = itertools.count(1)
 
@@ -185,7 +188,7 @@ class Lanes(Generic[R]):
         lane.idle.append(sandbox)
         self._worked.add(sandbox)
         self._ended += 1
-        if self._ended % TRY_AGAIN == 0:
+        if self._ended >= self._try_at:
             self._room = None
         return self._go_on()
 
@@ -214,8 +217,9 @@ class Lanes(Generic[R]):
         if worked:
             pass
         elif self._given:
-            # Others work: there may be too little of something for one more.
+            # Others work: there may be too little of something for one more, just now.
             self._room = len(self._of)
+            self._try_at = self._ended + 1
         else:
             lane.deaths += 1
         if lane.deaths >= DEATHS:
@@ -230,6 +234,7 @@ class Lanes(Generic[R]):
             return []
         orders = self._wait_again(lane, given, reason)
         self._room = len(self._of)
+        self._try_at = self._ended + TRY_AGAIN
         orders += self._give()
         if not self._given:
             # Nothing that runs will end, and so make room.

@@ -15,7 +15,7 @@ import weakref
 import psutil
 import pytest
 
-from mentis_pool import BrokenSandboxPool, SandboxDied, SandboxExecutor
+from mentis_pool import BrokenSandboxPool, SandboxDied, SandboxExecutor, connection
 from mentis_pool.pool import Pool
 from mentis_pool.stream import PoolStream
 
@@ -379,3 +379,25 @@ executor.shutdown()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "80\n1\n", done.stderr[-2000:]
+
+
+def test_a_runtime_that_is_lost_again_and_again_is_started_after_a_longer_wait_each_time(
+    executor, monkeypatch
+):
+    asked = []
+
+    def backoff(failures):
+        asked.append(failures)
+        return 0.0
+
+    monkeypatch.setattr("mentis_pool.engine.backoff", backoff)
+    running = executor.submit(SLEEP)
+    started(running)
+    runtime_of(executor).kill()
+    running.exception(20)
+    assert executor.submit("1").result(20).value == 1
+    assert asked == [1]
+    waits = [min(connection.backoff(failures) for _ in range(50)) for failures in (1, 2, 4, 9)]
+    assert waits == sorted(waits)
+    assert waits[0] < 0.25 <= waits[2] < waits[3] <= 5.2
+    assert len({connection.backoff(1) for _ in range(9)}) > 1, "they do not all come at once"

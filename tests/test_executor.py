@@ -394,6 +394,21 @@ def test_the_public_names_are_these():
         assert inspect.getdoc(getattr(mentis_pool, name))
 
 
+def test_by_default_there_are_as_many_workers_as_cpus(monkeypatch):
+    monkeypatch.setattr("mentis_pool.executor.cpus", lambda: 3)
+    with SandboxExecutor() as executor:
+        spans = "import time; b = time.time(); time.sleep(0.3); (b, time.time())"
+        times = [result.value for result in executor.map([spans] * 4)]
+    assert max(sum(b <= at < e for b, e in times) for at, _ in times) == 3
+
+
+def test_threads_of_libraries_are_shared_out_among_the_workers(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("mentis_pool.executor.cpus", lambda: 8)
+    with SandboxExecutor(2) as executor:
+        assert executor.submit("import os; os.environ['OMP_NUM_THREADS']").result().value == "4"
+
+
 # ── bounds ──────────────────────────────────────────────────────────────────
 
 

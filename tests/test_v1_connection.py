@@ -12,12 +12,14 @@ import pytest
 from fakes import OriginalRuntime
 
 from mentis_pool import (
+    BrokenSandboxPool,
     CellTimeout,
     OutcomeUnknown,
     RuntimeRejected,
     RuntimeUnavailable,
     SandboxDied,
     SandboxExecutor,
+    StateLost,
     slot,
 )
 
@@ -290,6 +292,85 @@ def test_shutdown_does_not_wait_for_a_sandbox_that_is_slow_to_come(original):
         executor.shutdown(cancel_futures=True)
     assert time.monotonic() - begun < 5
     assert future.cancelled() or future.exception() is None
+
+
+def failing(*which):
+    """An answer that fails the creation of these sandboxes, counted from 1."""
+    made = itertools.count(1)
+    lock = threading.Lock()
+
+    def answer(method, path, _):
+        if method == "POST" and path.endswith("/sandboxes"):
+            with lock:
+                return 500 if next(made) in which else None
+        return None
+
+    return answer
+
+
+def test_one_sandbox_that_could_not_be_made_does_not_make_fewer_for_good(original):
+    original.script.answer = failing(2)
+    spans = "import time; b = time.time(); time.sleep(0.2); print(b, time.time())"
+    with executor_at(original, 2, state="reuse", retries=0) as executor:
+        list(executor.map(["1"] * 4))
+        results = list(executor.map([spans] * 4))
+    assert len({result.sandbox_id for result in results}) == 2
+
+
+def test_what_is_sent_while_a_sandbox_fails_breaks_nothing(original):
+    original.script.answer = failing(*range(3, 100))
+    with executor_at(original, 2, retries=0) as executor:
+        futures = [executor.submit("import time; time.sleep(0.3)") for _ in range(2)]
+        for future in futures:
+            # The dispatcher is in here, while a keeper hears that the next cannot be made.
+            future.add_done_callback(lambda _: time.sleep(0.5))
+        futures[0].result(10)
+        time.sleep(0.2)
+        late = executor.submit("1")
+        assert isinstance(late.exception(10), (RuntimeRejected, BrokenSandboxPool))
+        assert [future.exception(10) for future in futures] == [None, None]
+
+
+def test_closing_a_session_ends_what_runs_in_it(original, eventually):
+    with executor_at(original) as executor:
+        session = executor.session()
+        running = session.submit("import time; time.sleep(60)")
+        waiting = session.submit("1")
+        started(running, eventually)
+        session.close()
+        assert isinstance(running.exception(10), (SandboxDied, OutcomeUnknown))
+        assert waiting.cancelled()
+        assert executor.submit("2").result(20).text == "2"
+
+
+def test_a_session_keeps_its_state_and_hears_when_it_is_lost(original):
+    with executor_at(original) as executor, executor.session() as session:
+        session.submit("x = 4").result(20)
+        assert session.submit("x + 1").result(20).text == "5"
+        assert isinstance(
+            session.options(timeout=0.5).submit("import time; time.sleep(60)").exception(20),
+            CellTimeout,
+        )
+        assert isinstance(session.submit("x").exception(20), StateLost)
+        assert isinstance(session.submit("x").exception(20), NameError)
+
+
+def test_a_runtime_that_refuses_a_space_is_asked_as_often_as_it_was_told(original):
+    original.script.answer = lambda method, path, _: 503 if path == "/v1/spaces" else None
+    with executor_at(original, retries=2) as executor:
+        assert isinstance(executor.submit("1").exception(20), RuntimeRejected)
+    posts = [path for method, path, _ in original.requests if method == "POST"]
+    assert posts == ["/v1/spaces"] * 3
+
+
+def test_what_is_skipped_is_counted(original, caplog):
+    original.script.noise = True
+    with executor_at(original) as executor:
+        executor.submit("1").result(20)
+        executor.submit("2").result(20)
+    counts = [r.fields["skipped"] for r in caplog.records if r.event == "observation_skipped"]
+    assert len(counts) > 8
+    assert sorted(counts) == list(range(1, len(counts) + 1))
 
 
 # ── what it does not have ───────────────────────────────────────────────────

@@ -191,8 +191,12 @@ def _ended(code: int) -> str:
 
 
 def search_path() -> list[str]:
-    """Where this process finds modules, for others that run elsewhere."""
-    return [os.path.abspath(entry) for entry in sys.path]
+    """Where this process finds modules, for others that run elsewhere; its own directory at last."""
+    entries = [os.path.abspath(entry) for entry in sys.path]
+    try:
+        return list(dict.fromkeys([*entries, os.getcwd()]))
+    except FileNotFoundError:  # it was removed
+        return entries
 
 
 def cpus() -> int:
