@@ -573,6 +573,9 @@ class Sandbox:
                 return
             said, worker.said = worker.said, None
             self._finish(said, message)
+        elif isinstance(message, Error) and message.kind != "payload":
+            # How a task ended otherwise, and what that means for others, is not for it to say.
+            self._break(worker, f"it sent an error that is not its own: {message.kind}")
         else:
             worker.said = message
 
