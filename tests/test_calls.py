@@ -11,6 +11,7 @@ import operator
 import os
 import pickle
 import signal
+import string
 import subprocess
 import sys
 import threading
@@ -393,7 +394,7 @@ def test_what_an_exception_came_from_is_in_the_remote_traceback(executor):
 @pytest.mark.parametrize(
     "exc",
     [
-        OtherArgumentsError(1, 2), KeywordError(code=5), OSError(2, "no", "file"), KeyError("k"),
+        OSError(2, "no", "file"), KeyError("k"),
         StopIteration(1), UnicodeDecodeError("utf-8", b"x", 0, 1, "why"), SystemExit(3),
         KeyboardInterrupt(), GeneratorExit(), AssertionError(), ImportError("no", name="x"),
         SyntaxError("bad", ("f", 1, 2, "text")), concurrent.futures.TimeoutError("late"),
@@ -410,6 +411,23 @@ def test_an_exception_comes_back_whatever_its_constructor_takes(executor, exc):
     assert {**vars(back), **vars(exc)}.keys() - {"result"} == vars(exc).keys()
     assert back.__cause__ is not None
     assert executor.submit(add, 1).result() == 2
+
+
+def raise_with_other_arguments(first, second):
+    raise OtherArgumentsError(first, second)
+
+
+def raise_with_keywords():
+    raise KeywordError(code=5)
+
+
+def test_an_exception_comes_back_though_its_own_constructor_takes_other_arguments(executor):
+    with pytest.raises(OtherArgumentsError, match="^1 and 2$") as caught:
+        executor.submit(raise_with_other_arguments, 1, 2).result()
+    assert (caught.value.args, caught.value.first) == (("1 and 2",), 1)
+    with pytest.raises(KeywordError) as caught:
+        executor.submit(raise_with_keywords).result()
+    assert caught.value.code == 5
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="notes and groups are from 3.11")
@@ -552,7 +570,7 @@ def test_an_argument_that_cannot_be_rebuilt_in_the_sandbox_fails_its_future(
         (lambda: (i for i in []), PayloadError, "the result (generator) cannot travel"),
         (lambda: nested(100_000), PayloadError, "the result (list) cannot travel"),
         (lambda: AtPickleInSandbox("raises"), PayloadError, "the result (AtPickleInSandbox) cannot travel from the sandbox: in the"),
-        (lambda: AtPickleInSandbox("exits"), PayloadError, "the result (AtPickleInSandbox) cannot travel from the sandbox: in the"),
+        (lambda: AtPickleInSandbox("exits"), SystemExit, "in the middle"),  # as in a process pool
         (lambda: AtPickleInSandbox("exits hard"), SandboxDied, "exited with code 3"),
         (lambda: AtPickleInSandbox("crashes"), SandboxDied, "SIGSEGV"),
         (lambda: AtUnpickle("exits hard"), PayloadError, "test_calls.end_by"),
@@ -583,7 +601,7 @@ def raise_a_lock():
     [
         ((raise_a_lock,), PayloadError, "the exception (KeyError) cannot travel from the sandbox"),
         ((raise_at_pickle, "raises"), PayloadError, "the exception (AtPickleError) cannot travel from the sandbox"),
-        ((raise_at_pickle, "exits"), PayloadError, "the exception (AtPickleError) cannot travel from the sandbox"),
+        ((raise_at_pickle, "exits"), SystemExit, "in the middle"),
         ((raise_at_pickle, "exits hard"), SandboxDied, "exited with code 3"),
         ((raise_at_pickle, "crashes"), SandboxDied, "SIGSEGV"),
         ((raise_at_unpickle, "crashes"), PayloadError, "test_calls.end_by"),
@@ -897,3 +915,281 @@ def test_an_initializer_that_cannot_be_rebuilt_breaks_the_pool():
         exc = executor.submit(add, 1).exception(20)
         assert isinstance(exc, BrokenSandboxPool)
         assert "cannot be rebuilt in the sandbox: RuntimeError: in the middle" in str(exc)
+
+
+# ── hostile ─────────────────────────────────────────────────────────────────
+
+
+class Trap:
+    """A class of the user's own, which does nothing that anybody could want."""
+
+    def __init__(self, *args):
+        self.args = args
+
+
+def touch(path):
+    """A function of the user's own package, with an effect."""
+    with open(path, "a") as file:
+        file.write("touched")
+    return path
+
+
+def grade(text, **names):
+    exec(text, names)
+    return "graded"
+
+
+class Reduced:
+    """Written into a pickle as what its arguments say: the classic."""
+
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def call_of(of, *args):
+    """The boxes of a function, and of a call of it."""
+    return Ask("call", Ask("function", of.__module__, of.__qualname__), args)
+
+
+def forged_pickles(mark):
+    """Each leaves the mark where it is loaded without a doubt."""
+    shell = f"echo forged > {mark}"
+    code = f"open({mark!r}, 'a').write('forged')"
+    path = str(mark)
+    yield "os.system", pickle.dumps(Reduced(os.system, (shell,)))
+    yield "os.system in old opcodes", f"cos\nsystem\n(S{shell!r}\ntR.".encode()
+    yield "os.system by INST", f"(S{shell!r}\nios\nsystem\n.".encode()
+    yield "posix.system", pickle.dumps(Reduced(os.system, (shell,)), 0)
+    yield "eval", pickle.dumps(Reduced(eval, (code,)))
+    yield "exec in a list", pickle.dumps([1, {"a": Reduced(exec, (code,))}])
+    yield "Popen", pickle.dumps(Reduced(subprocess.Popen, (["/bin/sh", "-c", shell],)))
+    yield "a function of the user's", pickle.dumps(Reduced(touch, (path,)))
+    yield "its box", forge(call_of(touch, path))
+    yield "eval in a box", forge(Ask("call", Ask("function", "builtins", "eval"), (code,)))
+    yield "eval as a class", forge(Ask("call", cls("builtins", "eval"), (code,)))
+    yield "os.system in a box", forge(Ask("call", Ask("function", "os", "system"), (shell,)))
+    yield "Popen in a box", forge(Ask("call", cls(subprocess.Popen), (["/bin/sh", "-c", shell],)))
+    yield "an open file", forge(Ask("call", cls("_io", "FileIO"), (path, "w")))
+    yield "an open file by new", forge(Ask("new", cls("_io", "FileIO"), (path, "w"), {}))
+    yield "a log file", forge(Ask("call", cls("logging", "FileHandler"), (path,)))
+    yield "a database", forge(Ask("call", cls("sqlite3", "Connection"), (path,)))
+    yield "a partial", forge(Ask("call", cls("functools", "partial"), (cls(Trap), path)))
+    yield "an import", forge(Ask("call", cls("importlib", "import_module"), ("antigravity",)))
+    yield "a box of its own making", forge(Ask("call", Ask("call", cls(Trap), ()), (path,)))
+    yield "a box without parts", forge(Reduced(touch, (path,)))
+    yield "the state of a class", forge(Ask("class", __name__, "Trap", state={"touch": 1}))
+    yield "the state of a function", forge(Ask("function", __name__, "touch", state={"a": 1}))
+    yield "a dunder in a path", forge(Ask("class", __name__, "Trap.__init__.__globals__"))
+    yield "what the module imported", forge(Ask("class", __name__, "subprocess.Popen"))
+    yield "the executor", forge(Ask("call", cls(SandboxExecutor), (1,)))
+    yield "an error of ours", forge(Ask("exception", cls(SandboxDied), ("it died",)))
+    yield "no class at all", forge(Ask("new", Trap(), (), {}))
+    yield "an unknown kind", forge(Ask("run", path))
+    yield "an extension", b"\x80\x02\x82\x01."
+    yield "a persistent id", b"\x80\x02U\x03osQ."
+    yield "garbage", b"\x93\x00\xff garbage"
+    yield "nothing", b""
+    yield "no end", pickle.dumps([1, 2])[:-1]
+    yield "a bomb", b"\x80\x04" + b"]" + b"\x94" + b"h\x00" * 10 + b"X\xff\xff\xff\x7f"
+    yield "a huge memo", b"\x80\x04]r\xff\xff\xff\x7f."
+
+
+# Where what is sent comes from, for text that has `forged`, a pickle.
+REPLACED = """
+import mentis_pool.returned, mentis_pool.runtime.calls as calls
+for module in mentis_pool.returned, calls:
+    module.pack_value = lambda value: forged
+"""
+BY_GC = """
+import gc, os
+from mentis_pool.runtime import wire
+from mentis_pool.runtime.worker import Worker
+from mentis_pool.observations import End, Result
+worker, = [each for each in gc.get_objects() if isinstance(each, Worker)]
+worker._sock.sendall(wire.pack(Result(pickled=forged)) + wire.pack(End(0.0)))
+os._exit(0)
+"""
+SOCKET = """
+import os, socket
+for fd in map(int, os.listdir("/proc/self/fd")):
+    try:
+        sock = socket.socket(fileno=os.dup(fd))
+    except OSError:
+        continue
+    if fd > 100 and sock.family == socket.AF_UNIX:
+        break
+import msgspec
+from mentis_pool.runtime import wire
+from mentis_pool.observations import *
+def send(*messages):
+    sock.sendall(b"".join(map(wire.pack, messages)))
+"""
+BY_FD = SOCKET + "send(Result(pickled=forged), End(0.0)); os._exit(0)"
+IN_PARTS = SOCKET + "send(*(Part(forged[i:i + 1]) for i in range(len(forged) - 1)), Result(pickled=forged[-1:]), End(0.0)); os._exit(0)"
+AS_EXCEPTION = (
+    SOCKET
+    + "send(Result(failure=Failure('E', 'e', 'its traceback'), pickled=forged), End(0.0)); os._exit(0)"
+)
+
+
+@pytest.fixture(scope="module")
+def renewed():
+    """Each call has a worker of its own: none finds what a hostile one left."""
+    with SandboxExecutor(1, max_tasks_per_child=1, timeout=20, preload=[__name__]) as executor:
+        yield executor
+
+
+FORGED = [name for name, _ in forged_pickles("")]
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_no_forged_result_runs_anything_here(renewed, tmp_path, name):
+    mark = tmp_path / "mark"
+    pickled = dict(forged_pickles(str(mark)))[name]
+    futures = [renewed.submit(grade, text, forged=pickled) for text in (REPLACED, BY_FD)]
+    for future in futures:
+        exc = future.exception(20)
+        assert isinstance(exc, (PayloadError, MentisPoolError)), (exc, future)
+    assert renewed.submit(add, 1).result() == 2
+    assert not mark.exists()
+    assert "antigravity" not in sys.modules
+    assert not hasattr(Trap, "touch")
+
+
+@pytest.mark.parametrize("way", [REPLACED, BY_GC, BY_FD, IN_PARTS, AS_EXCEPTION], ids=range(5))
+@pytest.mark.parametrize("name", ["os.system", "a function of the user's", "its box", "garbage"])
+def test_no_way_of_sending_it_runs_anything_here(renewed, tmp_path, name, way):
+    mark = tmp_path / "mark"
+    pickled = dict(forged_pickles(str(mark)))[name]
+
+    def by_value(text, **names):
+        exec(text, names)
+
+    for fn in (grade, by_value):
+        exc = renewed.submit(fn, way, forged=pickled).exception(20)
+        assert isinstance(exc, PayloadError), exc
+    assert renewed.submit(add, 1).result() == 2
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("way", [REPLACED, BY_GC, BY_FD], ids=range(3))
+def test_what_may_come_back_comes_back_though_it_is_forged(renewed, way):
+    """This is all that a forger can do: to lie, in plain data."""
+    assert renewed.submit(grade, way, forged=pickle.dumps([1, "a"])).result() == [1, "a"]
+    forged = forge(Ask("exception", cls(OSError), (2, "a lie")))
+    assert type(renewed.submit(grade, way, forged=forged).result()) is FileNotFoundError
+
+
+MESSAGES = [
+    "Result(), Result(), End(0.0)",
+    "End(0.0)",
+    "End(0.0), End(0.0)",
+    "Result(pickled=b'N.'), End(0.0), Result(pickled=b'N.'), End(0.0)",
+    "Result(value=b'\\xc1', pickled=None), End(0.0)",
+    "Result(failure=Failure('SystemExit', 'x', 'y')), End(0.0)",
+    "Result(text='t', type_name='t', exit_code=3), End(0.0)",
+    "Part(b'N'), Part(b'.'), End(0.0)",
+    "Cut('stdout', -5), Cut('displays', 1 << 62), Result(pickled=b'N.'), End(0.0)",
+    "Start(0.0, 1), Result(pickled=b'N.'), End(0.0)",
+    "Stream('stdout', b'forged'), Result(pickled=b'N.'), End(0.0)",
+    "Result(pickled=b'N.'), End(float('nan'), -1.0, -(1 << 62))",
+    "wire.Forked(1)",
+    "wire.Died(1, 0, 0.0, 0)",
+    *(
+        f"Error({kind!r}, 'forged'), End(0.0)"
+        for kind in (
+            "timeout",
+            "deadline",
+            "queue",
+            "died",
+            "unknown",
+            "cancelled",
+            "rejected",
+            "unreachable",
+            "state",
+            "protocol",
+            "payload",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("messages", MESSAGES)
+def test_forged_messages_touch_no_other_future(tmp_path, renewed, messages):
+    """Whatever a worker says about its call: what waits behind it is run all the same."""
+    text = f"{SOCKET}import time; time.sleep(0.1); send({messages})\nos._exit(0)"
+    hostile = renewed.submit(grade, text)
+    cell = renewed.submit("1 + 1")
+    # More than travel ahead.
+    behind = [renewed.submit(add, i, b=i) for i in range(40)]
+    done, _ = concurrent.futures.wait([hostile], timeout=20)
+    assert done
+    assert not hostile.cancelled()
+    assert isinstance(hostile.exception(), MentisPoolError | None)
+    # Each costs a worker.
+    assert behind[0].result(20) == 0
+    assert all(future.cancel() or future.exception() is None for future in reversed(behind))
+    assert cell.result(20).value == 2
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "b'\\xff' * 100", "b'\\0' * 400", "b'\\x7f\\xff\\xff\\xff'", "b'\\0\\0\\0\\x01\\xc1'",
+        "b'\\0\\0\\0\\x05' + b'\\xdd\\xff\\xff\\xff\\xff'", "(1 << 20).to_bytes(4, 'big') + b'\\x91' * (1 << 20)",
+    ],
+)  # fmt: skip
+def test_garbage_in_the_workers_socket_fails_its_call_alone(renewed, raw):
+    begun = time.monotonic()
+    hostile = renewed.submit(grade, f"{SOCKET}sock.sendall({raw})\nimport time; time.sleep(30)")
+    if raw.startswith("b'\\x7f"):
+        hostile = renewed.submit(grade, f"{SOCKET}sock.sendall({raw})")
+    behind = renewed.submit(add, 1)
+    assert isinstance(hostile.exception(20), MentisPoolError)
+    assert behind.result(20) == 2
+    assert time.monotonic() - begun < 10
+
+
+def test_a_forged_exception_is_none_that_means_something_to_us(renewed):
+    for name in ("SandboxDied", "BrokenSandboxPool", "CellTimeout", "StateLost"):
+        text = f"from mentis_pool import {name}\nraise {name}('a lie')"
+        exc = renewed.submit(grade, text).exception()
+        assert type(exc) is PayloadError, exc
+        assert f"mentis_pool.errors.{name}" in str(exc)
+
+
+# ── trust ───────────────────────────────────────────────────────────────────
+
+
+def template():
+    return string.Template("$a")
+
+
+def test_an_untrusted_type_is_named_with_the_remedy(executor):
+    with pytest.raises(PayloadError, match=r"string\.Template .*SandboxExecutor\(trust=\["):
+        executor.submit(template).result()
+
+
+@pytest.mark.parametrize("trust", [[string.Template], ["string"], "all"], ids=str)
+def test_what_is_trusted_comes_back(trust):
+    with SandboxExecutor(1, trust=trust) as executor:
+        assert executor.submit(template).result().template == "$a"
+        functions = executor.submit(lambda: string.capwords)
+        if trust == [string.Template]:
+            assert "string.capwords" in str(functions.exception())
+        else:
+            assert functions.result() is string.capwords
+
+
+def test_a_function_comes_back_only_where_its_package_is_trusted(executor, tmp_path):
+    path = str(tmp_path / "mark")
+    with pytest.raises(PayloadError, match=r"test_calls\.touch"):
+        executor.submit(lambda: touch).result()
+    with SandboxExecutor(1, trust=[__name__]) as trusting:
+        assert trusting.submit(lambda: touch).result() is touch
+        forged = forge(call_of(touch, path))
+        assert trusting.submit(grade, REPLACED, forged=forged).result() == path
+    assert os.path.exists(path)
