@@ -203,6 +203,8 @@ class SandboxExecutor(Executor):
             if args:
                 raise TypeError("a cell takes keyword arguments only: they become its variables")
             return self._submit([fn], kwargs)
+        if isinstance(fn, _Chunk):
+            return self._submit_call(fn.fn, args, kwargs, chunk=True)
         if not callable(fn):
             raise TypeError(
                 f"submit() takes a cell (source text, a str) or a callable, not {_described(fn)}"
@@ -321,7 +323,8 @@ class SandboxExecutor(Executor):
         else:
             calls = zip(*iterables, strict=False)
             chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-            submits = (partial(self._submit_call, fn, chunk, {}, chunk=True) for chunk in chunks)
+            # By way of submit, which code that counts tasks replaces by its own (tqdm's does).
+            submits = (partial(self.submit, _Chunk(fn), *chunk) for chunk in chunks)
         deadline = None if timeout is None else time.monotonic() + timeout
         futures: deque[CellFuture | CallFuture] = deque()
         try:
@@ -456,6 +459,16 @@ class SandboxExecutor(Executor):
     def kill_workers(self) -> None:
         """As `terminate_workers`, with SIGKILL."""
         self._engine.kill_all(signal.SIGKILL)
+
+
+class _Chunk:
+    """Several calls of a callable, as one task: each argument has those of one."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, *calls: tuple[Any, ...]) -> list[Any]:
+        return [self.fn(*args) for args in calls]
 
 
 def _initializer(
