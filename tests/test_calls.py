@@ -422,7 +422,7 @@ def raise_with_keywords():
 
 
 def test_an_exception_comes_back_though_its_own_constructor_takes_other_arguments(executor):
-    with pytest.raises(OtherArgumentsError, match="^1 and 2$") as caught:
+    with pytest.raises(OtherArgumentsError, match=r"^1 and 2$") as caught:
         executor.submit(raise_with_other_arguments, 1, 2).result()
     assert (caught.value.args, caught.value.first) == (("1 and 2",), 1)
     with pytest.raises(KeywordError) as caught:
@@ -1028,7 +1028,10 @@ def send(*messages):
     sock.sendall(b"".join(map(wire.pack, messages)))
 """
 BY_FD = SOCKET + "send(Result(pickled=forged), End(0.0)); os._exit(0)"
-IN_PARTS = SOCKET + "send(*(Part(forged[i:i + 1]) for i in range(len(forged) - 1)), Result(pickled=forged[-1:]), End(0.0)); os._exit(0)"
+IN_PARTS = (
+    SOCKET
+    + "send(*(Part(forged[i:i + 1]) for i in range(len(forged) - 1)), Result(pickled=forged[-1:]), End(0.0)); os._exit(0)"
+)
 AS_EXCEPTION = (
     SOCKET
     + "send(Result(failure=Failure('E', 'e', 'its traceback'), pickled=forged), End(0.0)); os._exit(0)"
