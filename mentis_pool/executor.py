@@ -8,6 +8,7 @@ import itertools
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -134,6 +135,8 @@ class SandboxExecutor(Executor):
         self._max_workers = max_workers
         self._settings = Settings(timeout=_checked_seconds("timeout", timeout), retries=retries)
         self._lane = CELLS
+        # The runtime gets these when it starts; what comes later travels with the calls.
+        self._path = frozenset(sys.path)
         # A fresh worker has one task anyway.
         first = _initializer(initializer, initargs)
         self._opened = Open(0, "session", None, first)
@@ -246,9 +249,9 @@ class SandboxExecutor(Executor):
             call = pack_call(fn, args, kwargs)
         except PayloadError as exc:
             call, error = Call(b"", frozenset(), None), exc
-        task = self._task(
-            PickledCall(call.pickled, chunk), len(call.pickled), CALLS, call._replace(pickled=b"")
-        )
+        path = [os.path.abspath(entry) for entry in sys.path if entry not in self._path]
+        work = PickledCall(call.pickled, chunk, path)
+        task = self._task(work, len(call.pickled), CALLS, call._replace(pickled=b""))
         future = task.future = CallFuture(task, self._engine)
         if error is None:
             self._engine.submit(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from mentis_pool.errors import PayloadError
@@ -24,6 +25,7 @@ def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
     What is no Exception (SystemExit, KeyboardInterrupt) is let through, as is what
     sends a result on its way out.
     """
+    sys.path += [directory for directory in work.path if directory not in sys.path]
     try:
         function, args, kwargs = unpack_call(work.pickled)
     except Exception as exc:  # noqa: BLE001 - unpickling runs any code
