@@ -750,7 +750,7 @@ def test_no_more_workers_are_there_than_asked_for():
 
 
 def test_calls_may_be_asked_to_be_fresh():
-    with SandboxExecutor(1, state="fresh") as executor:
+    with SandboxExecutor(1, state="fresh", preload=[__name__]) as executor:
         found = [executor.submit(count).result() for _ in range(4)]
     assert len({pid for pid, _ in found}) == 4
     assert {counted for _, counted in found} == {1}
@@ -761,7 +761,7 @@ def pid():
 
 
 def test_a_worker_is_renewed_after_so_many_calls():
-    with SandboxExecutor(1, max_tasks_per_child=3) as executor:
+    with SandboxExecutor(1, max_tasks_per_child=3, preload=[__name__]) as executor:
         pids = [executor.submit(pid).result() for _ in range(12)]
     runs = [len(list(run)) for _, run in itertools.groupby(pids)]
     assert runs == [3, 3, 3, 3]
@@ -777,7 +777,7 @@ def test_a_worker_is_renewed_after_so_many_cells():
 
 @pytest.mark.parametrize("state", [None, "reuse"])
 def test_nothing_is_lost_while_workers_are_renewed(state):
-    with SandboxExecutor(2, max_tasks_per_child=3, state=state) as executor:
+    with SandboxExecutor(2, max_tasks_per_child=3, state=state, preload=[__name__]) as executor:
         futures = [executor.submit(lambda i: (i, os.getpid()), i) for i in range(200)]
         cells = [executor.submit("import os; (i, os.getpid())", i=i) for i in range(40)]
         found = [future.result(30) for future in futures]
@@ -829,7 +829,9 @@ def test_an_initializer_is_called_once_in_each_worker():
 
 
 def test_an_initializer_runs_in_each_new_worker():
-    with SandboxExecutor(1, initializer=note, initargs=(1,), max_tasks_per_child=2) as executor:
+    with SandboxExecutor(
+        1, initializer=note, initargs=(1,), max_tasks_per_child=2, preload=[__name__]
+    ) as executor:
         assert [executor.submit(noted).result() for _ in range(6)] == [[(1,)]] * 6
         executor.submit(end_by, "exits hard").exception()
         assert executor.submit(noted).result() == [(1,)]
