@@ -664,7 +664,8 @@ class Sandbox:
         worker.channel.close()
         if not worker.ready:
             how = death(message.status).message.replace("the cell's process", "its process")
-            self._listener.broken(f"the initializer failed: {how}", "", "")
+            written = isolation.take_initializer_output(self._directory, worker.pid)
+            self._listener.broken(f"the initializer failed: {how}", "", written)
 
     def _finish(self, said: Any, used: End, worker_lives: bool = True) -> None:
         worker = self._worker
