@@ -51,9 +51,13 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             reduced = carry(obj)
         carried = isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER
         if is_class and carried and isinstance(module, str):
-            # cloudpickle leaves the class in the sandbox its name alone, which others may have too.
-            reduced[2][0]["__qualname__"] = obj.__qualname__
-            self.classes[module, obj.__qualname__] = obj
+            # cloudpickle leaves the class in the sandbox its last name alone. Others may have that,
+            # and even the whole of it: those that a function made each time it was called.
+            name = obj.__qualname__
+            while self.classes.get((module, name), obj) is not obj:
+                name += "'"
+            reduced[2][0]["__qualname__"] = name
+            self.classes[module, name] = obj
         return reduced
 
 
