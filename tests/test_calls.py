@@ -123,6 +123,21 @@ def test_a_class_of_a_function_comes_back_as_itself(executor):
     assert type(executor.submit(Local, 1).result()) is Local
 
 
+def make_class(of):
+    class Made:
+        def of(self):
+            return of
+
+    return Made
+
+
+def test_classes_of_one_name_are_not_mistaken_for_each_other(executor):
+    first, second = make_class(1), make_class(2)
+    found = executor.submit(lambda: [(first().of(), first()), (second().of(), second())]).result()
+    assert [(of, type(each)) for of, each in found] == [(1, first), (2, second)]
+    assert type(executor.submit(lambda: second()).result()) is second
+
+
 def test_a_function_that_was_changed_is_the_new_one(executor):
     for by in (1, 2):
         space = {}
@@ -254,6 +269,11 @@ def test_fifty_megabytes_go_and_come_back_exactly(executor):
     assert executor.submit(bytes, content).result() == content
     assert executor.submit(operator.mul, b"ab", 25_000_000).result() == b"ab" * 25_000_000
     assert executor.submit(len, content).result() == 50_000_000
+
+
+def test_an_exception_may_be_as_large_as_a_result(executor):
+    exc = executor.submit(lambda: raise_(ValueError(b"x" * 70_000_000))).exception()
+    assert exc.args == (b"x" * 70_000_000,)
 
 
 def test_large_arrays_go_and_come_back(executor):
