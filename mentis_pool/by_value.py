@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -19,7 +19,8 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
     """Pickles by value what ``can_be_imported(module)`` denies.
 
     Attributes:
-        modules: of all classes and functions that were named or carried.
+        modules: those that were named, and those of all classes and functions that were named
+            or carried.
         classes: those that were carried, by the names that they have in the sandbox.
     """
 
@@ -30,6 +31,9 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
         self.classes: dict[tuple[str, str], type] = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, ModuleType):
+            self.modules.add(obj.__name__)
+            return super().reducer_override(obj)
         is_class = isinstance(obj, type)
         if not is_class and not isinstance(obj, (FunctionType, BuiltinFunctionType)):
             return super().reducer_override(obj)
@@ -47,7 +51,13 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             reduced = carry(obj)
         carried = isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER
         if is_class and carried and isinstance(module, str):
-            self.classes[module, obj.__qualname__] = obj
+            # cloudpickle leaves the class in the sandbox its last name alone. Others may have that,
+            # and even the whole of it: those that a function made each time it was called.
+            name = obj.__qualname__
+            while self.classes.get((module, name), obj) is not obj:
+                name += "'"
+            reduced[2][0]["__qualname__"] = name
+            self.classes[module, name] = obj
         return reduced
 
 

@@ -53,10 +53,12 @@ class PickledCall(_Message, tag=1, frozen=True):
     """A callable and its arguments, rebuilt in the sandbox only.
 
     With ``chunk`` it is called with each of a list of arguments, and the results are a list.
+    ``path`` has directories to import from that the runtime does not know of.
     """
 
     pickled: bytes
     chunk: bool = False
+    path: list[str] = []
 
 
 class Shell(_Message, tag=2, frozen=True):

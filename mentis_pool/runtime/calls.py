@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from mentis_pool.errors import PayloadError
@@ -24,6 +25,7 @@ def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
     What is no Exception (SystemExit, KeyboardInterrupt) is let through, as is what
     sends a result on its way out.
     """
+    sys.path += [directory for directory in work.path if directory not in sys.path]
     try:
         function, args, kwargs = unpack_call(work.pickled)
     except Exception as exc:  # noqa: BLE001 - unpickling runs any code
@@ -34,26 +36,32 @@ def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
     try:
         value = [function(*each) for each in args] if work.chunk else function(*args, **kwargs)
     except Exception as exc:  # noqa: BLE001 - whatever it raises is its outcome
-        return raised(exc)
+        return raised(exc, part)
     del function, args, kwargs
     try:
         result = pack_value(value)
     except PayloadError as exc:
         return Error("payload", str(exc))
-    at = 0
-    while len(result) - at > PART:
-        part(result[at : at + PART])
-        at += PART
-    return Result(pickled=result[at:] if at else result)
+    return Result(pickled=_last(result, part))
 
 
-def raised(exc: BaseException) -> Result | Error:
-    """What a call's exception is, as text and as bytes."""
+def raised(exc: BaseException, part: Callable[[bytes], None]) -> Result | Error:
+    """What a call's exception is, as text and as bytes; ``part`` as for `call`."""
     failure = failure_of(exc)
     try:
-        return Result(failure=failure, pickled=pack_exception(exc))
+        pickled = pack_exception(exc)
     except PayloadError as wrong:
         return Error("payload", f"{wrong}\n\n{failure.traceback}")
+    return Result(failure=failure, pickled=_last(pickled, part))
+
+
+def _last(pickled: bytes, part: Callable[[bytes], None]) -> bytes:
+    """Hand out all parts but the last, which is given back."""
+    at = 0
+    while len(pickled) - at > PART:
+        part(pickled[at : at + PART])
+        at += PART
+    return pickled[at:] if at else pickled
 
 
 def _told(failure: Failure) -> str:

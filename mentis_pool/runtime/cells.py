@@ -566,12 +566,13 @@ def failure_of(error: BaseException) -> Failure:
 _OURS = (
     __file__,
     os.path.join(os.path.dirname(__file__), "worker.py"),
+    os.path.join(os.path.dirname(__file__), "calls.py"),
     interactiveshell.__file__,
 )
 
 
 def _strip(shown: traceback.TracebackException, seen: set[int] | None = None) -> None:
-    """Take out the frames of the worker and of IPython's shell, which ran the cell."""
+    """Take out the frames of the worker and of IPython's shell, which ran it."""
     seen = set() if seen is None else seen
     if id(shown) in seen:
         return

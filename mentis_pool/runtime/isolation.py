@@ -12,8 +12,13 @@ import stat
 import subprocess
 from collections.abc import Mapping
 
+from mentis_pool.text import printable, to_text
+
 WORK, TEMP, HOME = "work", "tmp", "home"
 _DIRECTORIES = (WORK, TEMP, HOME)
+
+_KEPT = 64 * 1024
+"""Bytes kept of what an initializer writes: the last."""
 
 # The variables of the client's environment that cells get as well.
 _PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
@@ -62,6 +67,24 @@ def prepare(directory: str) -> None:
     """Make the directories of a sandbox, empty: work (where cells begin), tmp and home."""
     for name in _DIRECTORIES:
         os.makedirs(os.path.join(directory, name), mode=0o700)
+
+
+def initializer_output(directory: str, pid: int) -> str:
+    """The file with what the initializer writes in this worker of the sandbox."""
+    return os.path.join(directory, f"initializer-{pid}")
+
+
+def take_initializer_output(directory: str, pid: int) -> str:
+    """Read it and remove it: the end of the text, or nothing where it is gone already."""
+    path = initializer_output(directory, pid)
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _KEPT))
+            written = file.read(_KEPT)
+        os.unlink(path)
+    except OSError:
+        return ""
+    return printable(to_text(written))
 
 
 def empty(directory: str) -> None:

@@ -73,7 +73,7 @@ class LocalRuntime:
     def _start(
         self, preload: list[str], threads: int, token: str | None
     ) -> subprocess.Popen[bytes]:
-        path = search_path()
+        path, here = search_path(), working_directory()
         environment = isolation.environment(os.environ, threads)
         with socket.socket(socket.AF_UNIX if token is None else socket.AF_INET) as listener:
             listener.bind(self._path if token is None else ("127.0.0.1", 0))
@@ -94,8 +94,9 @@ class LocalRuntime:
                 "directory": self._directory,
                 "listener": listener.fileno(),
                 "environment": environment,
-                # Cells find their own files first, as a script does.
-                "sys_path": ["", *path],
+                # Cells find their own files first, as a script does; and what lies beside them
+                # last, where sys.path has the directory of a script that is elsewhere.
+                "sys_path": ["", *path, *([] if here is None or here in path else [here])],
                 "preload": preload,
                 "token": token,
             }
@@ -197,6 +198,14 @@ def search_path() -> list[str]:
         return list(dict.fromkeys([*entries, os.getcwd()]))
     except FileNotFoundError:  # it was removed
         return entries
+
+
+def working_directory() -> str | None:
+    """Where this process is; None where that was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def cpus() -> int:

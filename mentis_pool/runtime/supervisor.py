@@ -578,6 +578,9 @@ class Sandbox:
                 return
             said, worker.said = worker.said, None
             self._finish(said, message)
+        elif isinstance(message, Error) and message.kind != "payload":
+            # How a task ended otherwise, and what that means for others, is not for it to say.
+            self._break(worker, f"it sent an error that is not its own: {message.kind}")
         else:
             worker.said = message
 
@@ -666,7 +669,8 @@ class Sandbox:
         worker.channel.close()
         if not worker.ready:
             how = death(message.status).message.replace("the cell's process", "its process")
-            self._listener.broken(f"the initializer failed: {how}", "", "")
+            written = isolation.take_initializer_output(self._directory, worker.pid)
+            self._listener.broken(f"the initializer failed: {how}", "", written)
 
     def _finish(self, said: Any, used: End, worker_lives: bool = True) -> None:
         worker = self._worker

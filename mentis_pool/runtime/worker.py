@@ -24,10 +24,7 @@ from mentis_pool.observations import Cut, Display, End, Error, Failure, Part, Re
 from mentis_pool.pool_stream import Cells, PickledCall, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
 from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
-from mentis_pool.text import printable, to_text
-
-_KEPT = 64 * 1024
-"""Bytes kept of what an initializer writes: the last."""
+from mentis_pool.text import to_text
 
 
 def maxrss_bytes(ru_maxrss: int) -> int:
@@ -44,6 +41,7 @@ class Worker:
     """
 
     def __init__(self, stdout: int, stderr: int, directory: str) -> None:
+        self._directory = directory
         self._work = os.path.join(directory, isolation.WORK)
         self._pid = 0
         self._running = False
@@ -122,7 +120,7 @@ class Worker:
 
     def _raised(self, work: Work, exc: BaseException) -> Result | Error:
         if isinstance(work, PickledCall):
-            return calls.raised(exc)
+            return calls.raised(exc, self._part)
         return Result(failure=failure_of(exc))
 
     def _begin(self) -> None:
@@ -188,7 +186,8 @@ class Worker:
 
     def _initialize(self, work: Work) -> Result:
         """Run the initializer; what it writes is of no task, and goes into its result."""
-        with tempfile.TemporaryFile() as file:
+        # A file with a name: where this process dies, the supervisor reads it.
+        with open(isolation.initializer_output(self._directory, self._pid), "wb") as file:
             for number in (1, 2):
                 os.dup2(file.fileno(), number)
             before = set(self._shell.user_ns)
@@ -197,15 +196,13 @@ class Worker:
             except BaseException as exc:  # noqa: BLE001 - whatever it raises, it failed
                 said = Result(failure=failure_of(exc))
             self._flush()
-            written = os.pread(
-                file.fileno(), _KEPT, max(0, os.fstat(file.fileno()).st_size - _KEPT)
-            )
+        written = isolation.take_initializer_output(self._directory, self._pid)
         if isinstance(said, Error):
             said = Result(failure=Failure("PayloadError", said.message, ""))
         names = self._shell.user_ns
         if isinstance(work, Cells):
             self._names = {name: names[name] for name in names.keys() - before}
-        return Result(failure=said.failure, text=printable(to_text(written)))
+        return Result(failure=said.failure, text=written)
 
     def _part(self, data: bytes) -> None:
         self._sock.sendall(wire.pack(Part(data)))
