@@ -4,6 +4,7 @@ Everything here runs on the runtime's event loop and never blocks: it answers
 to readable sockets and pipes, and to timers. For each wait there is a timer or
 an end-of-file that ends it::
 
+    a worker to be ready      its word · its death
     initializer in a worker   its End · its death: the client is told that it broke
     run sent to a worker      its End · its death (told by the init) · its time limit
     time limit passed         the interrupt works · grace passes and it is killed
@@ -278,8 +279,8 @@ class _Worker:
 
     def __init__(self, pid: int, sock: socket.socket, sandbox: Sandbox) -> None:
         self.pid = pid
-        self.ready = True
-        """Whether its initializer, if any, has run."""
+        self.ready = False
+        """Whether it lives, and its initializer, if any, has run."""
         self.tasks = 0
         self.said: Any = None
         self.signalled = False
@@ -428,7 +429,6 @@ class Sandbox:
             return
         worker = _Worker(pid, socket.socket(fileno=self._init.fds.popleft()), self)
         if self._initializer is not None:
-            worker.ready = False
             worker.channel.send(wire.RunWork(self._initializer, None, "initialize"))
         if not self._ready:
             self._ready = True
@@ -551,6 +551,9 @@ class Sandbox:
 
     def heard(self, worker: _Worker, message: wire.FromWorker) -> None:
         """A worker says something: only the one that runs has a say, and only about its run."""
+        if isinstance(message, wire.Idle):
+            self._is_idle(worker)
+            return
         if not worker.ready:
             self._initialized(worker, message)
             return
@@ -575,6 +578,15 @@ class Sandbox:
             self._finish(said, message)
         else:
             worker.said = message
+
+    def _is_idle(self, worker: _Worker) -> None:
+        """A worker runs nothing: it is ready; or an interrupt came before the run that it is for."""
+        if not worker.ready:
+            if self._initializer is None:
+                worker.ready = True
+                self._next()
+        elif worker is self._worker and self._action is not None and worker.signalled:
+            self._send_signal(worker.pid, signal.SIGINT)
 
     def _initialized(self, worker: _Worker, message: wire.FromWorker) -> None:
         """A new worker runs the initializer."""
@@ -659,7 +671,7 @@ class Sandbox:
     def _close_worker(self, worker: _Worker, message: wire.Died) -> None:
         """A worker that ran nothing of anybody's is gone."""
         worker.channel.close()
-        if not worker.ready:
+        if not worker.ready and self._initializer is not None:
             how = death(message.status).message.replace("the cell's process", "its process")
             self._listener.broken(f"the initializer failed: {how}", "", "")
 

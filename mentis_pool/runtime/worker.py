@@ -47,6 +47,10 @@ class Worker:
         self._work = os.path.join(directory, isolation.WORK)
         self._pid = 0
         self._running = False
+        self._idle = False
+        """Whether it runs nothing and has said all."""
+        self._missed = False
+        """Whether an interrupt came while it said the last."""
         self._used = False
         self._shell = CellShell.instance()
         self._names: dict[str, Any] = {}
@@ -69,6 +73,7 @@ class Worker:
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:
             numpy.random.seed()
+        self._be_idle()
         while data := sock.recv(262144):
             for command in self._commands.feed(data):
                 self._obey(command)
@@ -92,6 +97,7 @@ class Worker:
                     self._stdin(command.stdin)
                 self._used = True
                 self._running = True
+                self._idle = False
                 if command.namespace == "initialize":
                     said = self._initialize(command.work)
                 else:
@@ -110,6 +116,9 @@ class Worker:
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         self._sock.sendall(wire.pack(said) + wire.pack(used))
+        self._idle = True
+        if self._missed:
+            self._be_idle()
 
     def _raised(self, work: Work, exc: BaseException) -> Result | Error:
         if isinstance(work, PickledCall):
@@ -129,6 +138,18 @@ class Worker:
     def _interrupt(self, *_: object) -> None:
         if self._running:
             raise KeyboardInterrupt
+        if self._idle:
+            # It came too late for the last cell, or too early for the next: only the
+            # supervisor knows.
+            self._be_idle()
+        else:
+            # Not in the middle of what is being sent.
+            self._missed = True
+
+    def _be_idle(self) -> None:
+        self._idle = True
+        self._missed = False
+        self._sock.sendall(wire.pack(wire.Idle()))
 
     def _prepare(self) -> None:
         """Everything that a cell may have changed as it is for a new one."""
