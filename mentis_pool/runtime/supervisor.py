@@ -662,6 +662,8 @@ class Sandbox:
                 said, End(0.0, message.cpu_seconds, message.peak_memory), worker_lives=False
             )
         elif not self._retiring:
+            if self._state == "session" and worker.tasks:
+                self._listener.state_lost(self, death(message.status).message)
             self._start_deaths += 1
             if self._start_deaths >= _START_DEATHS:
                 self._lost(f"its workers die at once: {death(message.status).message}")
