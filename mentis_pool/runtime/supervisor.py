@@ -802,6 +802,8 @@ class Supervisor:
         self.ready = asyncio.Event()
         self._lost = lost
         self._sandboxes: set[Sandbox] = set()
+        self._unborn: list[int] = []
+        """Descriptors for sandboxes that will not be."""
         self._zygote_socket = zygote
         self._zygote: Channel[wire.FromZygote] = Channel(
             zygote, wire.FromZygote, self._told, self._lost
@@ -829,11 +831,21 @@ class Supervisor:
 
     def fork_init(self, directory: str, fds: list[int]) -> None:
         """Have the zygote fork an init with these descriptors."""
-        # The zygote does nothing but read this; it waits while its buffer of
-        # some hundred requests is full.
-        self._zygote_socket.setblocking(True)
-        socket.send_fds(self._zygote_socket, [wire.pack(wire.NewSandbox(directory))], fds)
-        self._zygote_socket.setblocking(False)
+        request = wire.pack(wire.NewSandbox(directory))
+        if self._zygote_socket.fileno() != -1:
+            # The zygote does nothing but read this; it waits while its buffer of
+            # some hundred requests is full.
+            self._zygote_socket.setblocking(True)
+            try:
+                socket.send_fds(self._zygote_socket, [request], fds)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            finally:
+                self._zygote_socket.setblocking(False)
+        # It is gone, and so is this runtime in a moment. That is no lack of room, and no
+        # death of a sandbox: whoever waits for this one hears of the runtime's end.
+        self._unborn += map(os.dup, fds)
 
     def kill_init(self, directory: str) -> None:
         """Have the zygote kill the init of this sandbox, which does not end by itself."""
