@@ -312,12 +312,14 @@ class Engine:
 
     def _decide(self, decision: Callable[..., list[Order]], *args: object) -> None:
         with self._lock:
+            # Whoever waits for the end of a session is there while there is one.
+            expected = self._max_queue is not None or self._pool.sessions > 0
             orders = decision(*args)
             for order in orders:
                 if isinstance(order, OpenLane):
                     # Before any task that another thread sends to it.
                     self._put([self._lanes[order.lane]], order.connection)
-            if self._max_queue is not None or self._pool.sessions:
+            if expected:
                 self._room.notify_all()
             due = self._pool.deadline
             sooner = due is not None and (self._next_wake is None or due < self._next_wake)
