@@ -155,10 +155,7 @@ class Engine:
             RuntimeError: after `shutdown`, at the interpreter's exit, or in a
                 forked child.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                "this SandboxExecutor belongs to the parent process: make a new one after fork()"
-            )
+        self._check_process()
         with self._lock:
             self._wait_for_room()
             self._check_open()
@@ -180,10 +177,17 @@ class Engine:
         Raises:
             BrokenSandboxPool, RuntimeError: as `submit`.
         """
+        self._check_process()
         with self._lock:
             self._check_open()
         task.refuse("payload", str(error))
         self._resolve(task, error)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this SandboxExecutor belongs to the parent process: make a new one after fork()"
+            )
 
     def _check_open(self) -> None:
         if self._broken is not None:
@@ -267,8 +271,7 @@ class Engine:
             QueueFull: there are so many, and did not become fewer in time.
             BrokenSandboxPool, RuntimeError: as `submit`.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError("this SandboxExecutor belongs to the parent process")
+        self._check_process()
         with self._lock:
             if wait:
                 self._room.wait_for(
@@ -284,6 +287,8 @@ class Engine:
 
     def interrupt_session(self, lane: int) -> bool:
         """Interrupt what runs in a session; whether anything does."""
+        if os.getpid() != self._pid:
+            return False
         with self._lock:
             task = self._pool.running_in(lane)
         return task is not None and self.interrupt(task)
