@@ -281,8 +281,25 @@ class Engine:
             self._check_open()
             if self._pool.sessions >= most:
                 raise QueueFull(f"there are {most} sessions already, as many as workers")
-            lane = self._pool.open_session()
-            self._lanes[lane] = msgspec.structs.replace(opened, lane=lane)
+            return self._new_session(opened)
+
+    def replace_session(self, lane: int, opened: Open) -> int:
+        """A new lane in the place of this one, which is closed; its number.
+
+        Raises:
+            BrokenSandboxPool, RuntimeError: as `submit`; the old one stays then.
+        """
+        self._check_process()
+        with self._lock:
+            self._check_open()
+            # First, so that nobody who waits for one gets this place.
+            new = self._new_session(opened)
+        self.close_session(lane)
+        return new
+
+    def _new_session(self, opened: Open) -> int:
+        lane = self._pool.open_session()
+        self._lanes[lane] = msgspec.structs.replace(opened, lane=lane)
         return lane
 
     def interrupt_session(self, lane: int) -> bool:
