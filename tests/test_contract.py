@@ -89,6 +89,7 @@ def test_what_waits_is_cancelled_and_never_runs(single, tmp_path, waiting):
 
 
 def test_true_means_no_result_and_no_side_effect_whenever_it_is_asked(executor, tmp_path):
+    executor.submit(abs, executor.submit("1").result(BOUND).value).result(BOUND)
     cancelled, others = [], []
     for i in range(120):
         mark = tmp_path / str(i)

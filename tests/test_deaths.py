@@ -149,9 +149,8 @@ def test_the_next_worker_may_die_while_one_runs(executor, eventually):
     assert executor.submit("2").result(BOUND).value == 2
 
 
-@pytest.mark.parametrize("deaths", [1, 3])
-def test_a_kept_worker_may_die_while_it_waits(executor, eventually, deaths):
-    for _ in range(deaths):
+def test_a_kept_worker_may_die_while_it_waits(executor):
+    for _ in range(3):
         pid = executor.submit(os.getpid).result(BOUND)
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(pid).kill()
@@ -269,7 +268,7 @@ def test_a_zygote_that_dies_whenever_it_is_asked_ends_what_was_sent_in_time(
 def test_a_runtime_that_dies_before_it_is_ready_cannot_be_had(own_temp, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "stillborn.py").write_text("import os\nos._exit(8)\n")
-    with SandboxExecutor(max_workers=1, preload=["stillborn"], retries=1) as executor:
+    with SandboxExecutor(max_workers=1, preload=["stillborn"], retries=0) as executor:
         assert type(executor.submit("1").exception(BOUND)) is RuntimeUnavailable
         with executor.session() as session:
             assert type(session.submit("1").exception(BOUND)) is RuntimeUnavailable
@@ -306,7 +305,8 @@ cell = "import subprocess, time; subprocess.Popen(['setsid', 'sleep', '8484']); 
 point = sys.argv[1]
 if point == "starting":
     executor.submit(cell)
-    while not psutil.Process().children():
+    # Before that its directory is left to the next start, which sweeps.
+    while len(psutil.Process().children(recursive=True)) < 2:
         time.sleep(0.001)
 elif point == "travelling":
     futures = [executor.submit(cell) for _ in range(60)]
