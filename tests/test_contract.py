@@ -176,7 +176,8 @@ def test_a_callback_that_raises_harms_nobody(executor, error):
     def bad(future):
         raise error
 
-    futures = [executor.submit(str(i)) for i in range(3)]
+    # Not done before that is asked: then it would be called, and raise, right here.
+    futures = [executor.submit(f"import time; time.sleep(0.2); {i}") for i in range(3)]
     for future in futures:
         future.add_done_callback(bad)
     assert [future.result(BOUND).value for future in futures] == [0, 1, 2]
