@@ -392,7 +392,7 @@ def test_a_policy_may_retry_deaths_and_results(executor, tmp_path):
     )
 
 
-def test_a_future_that_is_retried_keeps_its_place_and_resolves_once(single, tmp_path):
+def test_a_future_that_is_retried_resolves_once(single, tmp_path):
     view = single.options(retries=1, idempotent=True)
     called = []
     first = view.submit(dies_at_first, str(tmp_path / "mark"))
