@@ -157,10 +157,7 @@ class Engine:
             RuntimeError: after `shutdown`, at the interpreter's exit, or in a
                 forked child.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                "this SandboxExecutor belongs to the parent process: make a new one after fork()"
-            )
+        self._check_process()
         with self._lock:
             self._wait_for_room()
             self._check_open()
@@ -182,10 +179,17 @@ class Engine:
         Raises:
             BrokenSandboxPool, RuntimeError: as `submit`.
         """
+        self._check_process()
         with self._lock:
             self._check_open()
         task.refuse("payload", str(error))
         self._resolve(task, error)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this SandboxExecutor belongs to the parent process: make a new one after fork()"
+            )
 
     def _check_open(self) -> None:
         if self._broken is not None:
@@ -269,8 +273,7 @@ class Engine:
             QueueFull: there are so many, and did not become fewer in time.
             BrokenSandboxPool, RuntimeError: as `submit`.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError("this SandboxExecutor belongs to the parent process")
+        self._check_process()
         with self._lock:
             if wait:
                 self._room.wait_for(
@@ -280,12 +283,31 @@ class Engine:
             self._check_open()
             if self._pool.sessions >= most:
                 raise QueueFull(f"there are {most} sessions already, as many as workers")
-            lane = self._pool.open_session()
-            self._lanes[lane] = msgspec.structs.replace(opened, lane=lane)
+            return self._new_session(opened)
+
+    def replace_session(self, lane: int, opened: Open) -> int:
+        """A new lane in the place of this one, which is closed; its number.
+
+        Raises:
+            BrokenSandboxPool, RuntimeError: as `submit`; the old one stays then.
+        """
+        self._check_process()
+        with self._lock:
+            self._check_open()
+            # First, so that nobody who waits for one gets this place.
+            new = self._new_session(opened)
+        self.close_session(lane)
+        return new
+
+    def _new_session(self, opened: Open) -> int:
+        lane = self._pool.open_session()
+        self._lanes[lane] = msgspec.structs.replace(opened, lane=lane)
         return lane
 
     def interrupt_session(self, lane: int) -> bool:
         """Interrupt what runs in a session; whether anything does."""
+        if os.getpid() != self._pid:
+            return False
         with self._lock:
             task = self._pool.running_in(lane)
         return task is not None and self.interrupt(task)
@@ -314,12 +336,14 @@ class Engine:
 
     def _decide(self, decision: Callable[..., list[Order]], *args: object) -> None:
         with self._lock:
+            # Whoever waits for the end of a session is there while there is one.
+            expected = self._max_queue is not None or self._pool.sessions > 0
             orders = decision(*args)
             for order in orders:
                 if isinstance(order, OpenLane):
                     # Before any task that another thread sends to it.
                     self._put([self._lanes[order.lane]], order.connection)
-            if self._max_queue is not None or self._pool.sessions:
+            if expected:
                 self._room.notify_all()
             due = self._pool.deadline
             sooner = due is not None and (self._next_wake is None or due < self._next_wake)

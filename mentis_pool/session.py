@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +33,16 @@ class Session:
         timeout: float | None,
     ) -> None:
         self._engine = executor._engine
-        self._open = functools.partial(self._engine.open_session, opened, most)
+        self._opened = opened
         self._view = copy.copy(executor)
         self._view._root = executor if executor._root is None else executor._root
-        self._shared = _Shared(self._open(wait, timeout))
+        self._shared = _Shared(self._engine.open_session(opened, most, wait, timeout))
 
     def submit(self, cell: str, /, **variables: Any) -> CellFuture:
         """Run a cell after those that were submitted before.
 
         As `SandboxExecutor.submit`; besides, the future's ``result()`` may raise
-        `StateLost`. ``In``, ``Out`` and ``_`` are as in a notebook.
+        `StateLost`, and a closed session raises RuntimeError. ``In``, ``Out`` and ``_`` are as in a notebook.
         """
         if not isinstance(cell, str):
             raise TypeError(f"a session runs cells (source texts), not {type(cell).__name__}")
@@ -57,9 +56,16 @@ class Session:
         return self._sent(lambda view: view.shell(command))
 
     def _sent(self, submit: Callable[[SandboxExecutor], CellFuture]) -> CellFuture:
+        self._check_open()
         self._view._lane = self._shared.lane
-        self._shared.last = submit(self._view)
-        return self._shared.last
+        future = submit(self._view)
+        self._shared.futures.add(future)
+        future.add_done_callback(self._shared.futures.discard)
+        return future
+
+    def _check_open(self) -> None:
+        if self._shared.closed:
+            raise RuntimeError("the session is closed")
 
     def options(self, **settings: Any) -> Session:
         """A view of this session with other settings for its tasks, as `SandboxExecutor.options`."""
@@ -76,9 +82,13 @@ class Session:
         return self._engine.interrupt_session(self._shared.lane)
 
     def restart(self) -> None:
-        """Begin anew, in a new sandbox: what runs is ended, what waits is cancelled."""
-        self._engine.close_session(self._shared.lane)
-        self._shared.lane = self._open(False, None)
+        """Begin anew, in a new sandbox: what runs is ended, what waits is cancelled.
+
+        Raises:
+            BrokenSandboxPool, RuntimeError: as `submit`.
+        """
+        self._check_open()
+        self._shared.lane = self._engine.replace_session(self._shared.lane, self._opened)
 
     def close(self, wait: bool = False) -> None:
         """End the session and its sandbox.
@@ -87,8 +97,9 @@ class Session:
             wait: whether what was submitted is done before; otherwise what runs is
                 ended, what waits is cancelled.
         """
-        if wait and self._shared.last is not None:
-            concurrent.futures.wait([self._shared.last])
+        self._shared.closed = True
+        if wait:
+            concurrent.futures.wait(self._shared.futures.copy())
         self._engine.close_session(self._shared.lane)
 
     def __enter__(self) -> Session:
@@ -103,4 +114,6 @@ class _Shared:
     """What the views of one session have in common."""
 
     lane: int
-    last: CellFuture | None = None
+    closed: bool = False
+    futures: set[CellFuture] = dataclasses.field(default_factory=set)
+    """What was submitted and is not done."""

@@ -4,6 +4,7 @@ Everything here runs on the runtime's event loop and never blocks: it answers
 to readable sockets and pipes, and to timers. For each wait there is a timer or
 an end-of-file that ends it::
 
+    a worker to be ready      its word · its death
     initializer in a worker   its End · its death: the client is told that it broke
     run sent to a worker      its End · its death (told by the init) · its time limit
     time limit passed         the interrupt works · grace passes and it is killed
@@ -283,8 +284,8 @@ class _Worker:
 
     def __init__(self, pid: int, sock: socket.socket, sandbox: Sandbox) -> None:
         self.pid = pid
-        self.ready = True
-        """Whether its initializer, if any, has run."""
+        self.ready = False
+        """Whether it lives, and its initializer, if any, has run."""
         self.tasks = 0
         self.said: Any = None
         self.signalled = False
@@ -433,7 +434,6 @@ class Sandbox:
             return
         worker = _Worker(pid, socket.socket(fileno=self._init.fds.popleft()), self)
         if self._initializer is not None:
-            worker.ready = False
             worker.channel.send(wire.RunWork(self._initializer, None, "initialize"))
         if not self._ready:
             self._ready = True
@@ -556,6 +556,9 @@ class Sandbox:
 
     def heard(self, worker: _Worker, message: wire.FromWorker) -> None:
         """A worker says something: only the one that runs has a say, and only about its run."""
+        if isinstance(message, wire.Idle):
+            self._is_idle(worker)
+            return
         if not worker.ready:
             self._initialized(worker, message)
             return
@@ -583,6 +586,15 @@ class Sandbox:
             self._break(worker, f"it sent an error that is not its own: {message.kind}")
         else:
             worker.said = message
+
+    def _is_idle(self, worker: _Worker) -> None:
+        """A worker runs nothing: it is ready; or an interrupt came before the run that it is for."""
+        if not worker.ready:
+            if self._initializer is None:
+                worker.ready = True
+                self._next()
+        elif worker is self._worker and self._action is not None and worker.signalled:
+            self._send_signal(worker.pid, signal.SIGINT)
 
     def _initialized(self, worker: _Worker, message: wire.FromWorker) -> None:
         """A new worker runs the initializer."""
@@ -658,6 +670,8 @@ class Sandbox:
                 said, End(0.0, message.cpu_seconds, message.peak_memory), worker_lives=False
             )
         elif not self._retiring:
+            if self._state == "session" and worker.tasks:
+                self._listener.state_lost(self, death(message.status).message)
             self._start_deaths += 1
             if self._start_deaths >= _START_DEATHS:
                 self._lost(f"its workers die at once: {death(message.status).message}")
@@ -667,7 +681,7 @@ class Sandbox:
     def _close_worker(self, worker: _Worker, message: wire.Died) -> None:
         """A worker that ran nothing of anybody's is gone."""
         worker.channel.close()
-        if not worker.ready:
+        if not worker.ready and self._initializer is not None:
             how = death(message.status).message.replace("the cell's process", "its process")
             written = isolation.take_initializer_output(self._directory, worker.pid)
             self._listener.broken(f"the initializer failed: {how}", "", written)
@@ -797,6 +811,8 @@ class Supervisor:
         self.ready = asyncio.Event()
         self._lost = lost
         self._sandboxes: set[Sandbox] = set()
+        self._unborn: list[int] = []
+        """Descriptors for sandboxes that will not be."""
         self._zygote_socket = zygote
         self._zygote: Channel[wire.FromZygote] = Channel(
             zygote, wire.FromZygote, self._told, self._lost
@@ -824,11 +840,21 @@ class Supervisor:
 
     def fork_init(self, directory: str, fds: list[int]) -> None:
         """Have the zygote fork an init with these descriptors."""
-        # The zygote does nothing but read this; it waits while its buffer of
-        # some hundred requests is full.
-        self._zygote_socket.setblocking(True)
-        socket.send_fds(self._zygote_socket, [wire.pack(wire.NewSandbox(directory))], fds)
-        self._zygote_socket.setblocking(False)
+        request = wire.pack(wire.NewSandbox(directory))
+        if self._zygote_socket.fileno() != -1:
+            # The zygote does nothing but read this; it waits while its buffer of
+            # some hundred requests is full.
+            self._zygote_socket.setblocking(True)
+            try:
+                socket.send_fds(self._zygote_socket, [request], fds)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            finally:
+                self._zygote_socket.setblocking(False)
+        # It is gone, and so is this runtime in a moment. That is no lack of room, and no
+        # death of a sandbox: whoever waits for this one hears of the runtime's end.
+        self._unborn += map(os.dup, fds)
 
     def kill_init(self, directory: str) -> None:
         """Have the zygote kill the init of this sandbox, which does not end by itself."""

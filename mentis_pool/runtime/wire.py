@@ -120,7 +120,7 @@ class Executed(_Message, tag=23, frozen=True):
     pid: int
 
 
-# ── supervisor to worker; what a worker says are observations ───────────────
+# ── supervisor to worker; what a worker says are observations, besides that it is idle ──
 
 
 class RunWork(_Message, tag=30, frozen=True):
@@ -136,11 +136,15 @@ class RunWork(_Message, tag=30, frozen=True):
     namespace: Literal["new", "keep", "initialize"] = "new"
 
 
+class Idle(_Message, tag=31, frozen=True):
+    """The worker runs nothing: said once it can, and when an interrupt finds it so."""
+
+
 ToZygote = NewSandbox | EndSandbox
 FromZygote = Ready | Failed
 ToInit = Fork | Retire | Signal | Execute
 FromInit = Forked | Died | Retired | Executed | Signalled
-FromWorker = Display | Cut | Part | Result | Error | End
+FromWorker = Display | Cut | Part | Result | Error | End | Idle
 
 M = TypeVar("M")
 

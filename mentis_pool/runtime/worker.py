@@ -45,6 +45,10 @@ class Worker:
         self._work = os.path.join(directory, isolation.WORK)
         self._pid = 0
         self._running = False
+        self._idle = False
+        """Whether it runs nothing and has said all."""
+        self._missed = False
+        """Whether an interrupt came while it said the last."""
         self._used = False
         self._has_stdin = False
         self._shell = CellShell.instance()
@@ -68,6 +72,7 @@ class Worker:
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:
             numpy.random.seed()
+        self._be_idle()
         while data := sock.recv(262144):
             for command in self._commands.feed(data):
                 self._obey(command)
@@ -81,6 +86,7 @@ class Worker:
             try:
                 self._make_ready(command)
                 self._running = True
+                self._idle = False
                 if command.namespace == "initialize":
                     said = self._initialize(command.work)
                 else:
@@ -99,6 +105,9 @@ class Worker:
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         self._sock.sendall(wire.pack(said) + wire.pack(used))
+        self._idle = True
+        if self._missed:
+            self._be_idle()
 
     def _make_ready(self, command: wire.RunWork) -> None:
         """What a run may expect; of calls in a kept process no more than that it goes on."""
@@ -136,6 +145,18 @@ class Worker:
     def _interrupt(self, *_: object) -> None:
         if self._running:
             raise KeyboardInterrupt
+        if self._idle:
+            # It came too late for the last cell, or too early for the next: only the
+            # supervisor knows.
+            self._be_idle()
+        else:
+            # Not in the middle of what is being sent.
+            self._missed = True
+
+    def _be_idle(self) -> None:
+        self._idle = True
+        self._missed = False
+        self._sock.sendall(wire.pack(wire.Idle()))
 
     def _prepare(self) -> None:
         """Everything that a cell may have changed as it is for a new one."""

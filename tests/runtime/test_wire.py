@@ -35,6 +35,7 @@ from mentis_pool.runtime.wire import (
     FromInit,
     FromWorker,
     FromZygote,
+    Idle,
     NewSandbox,
     Ready,
     Retire,
@@ -72,6 +73,7 @@ EACH = [
             Part(b"\x80"),
             Error("payload", "what"),
             End(0.5, 0.25, 2**40),
+            Idle(),
         ],
     ),
 ]
