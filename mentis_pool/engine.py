@@ -523,7 +523,8 @@ class Engine:
                 log("debug", "sandbox_retired", sandbox_id=name)
         elif isinstance(event, Refused):
             name = self._name(event.sandbox)
-            log("warning", "sandbox_refused", sandbox_id=name, reason=event.reason)
+            # Those that there are do the work.
+            log("info", "sandbox_refused", sandbox_id=name, reason=event.reason)
         elif isinstance(event, Opened):
             self._sandboxes.add(event.sandbox)
             seconds = round(event.seconds, 6)

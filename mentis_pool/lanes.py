@@ -192,6 +192,13 @@ class Lanes(Generic[R]):
             self._room = None
         return self._go_on()
 
+    def ready(self, sandbox: int) -> None:
+        """An idle sandbox has cleaned up after its last action, and can begin at once."""
+        lane = self._of.get(sandbox)
+        if lane is not None and sandbox in lane.idle:
+            lane.idle.remove(sandbox)
+            lane.idle.appendleft(sandbox)
+
     def state_lost(self, sandbox: int, reason: str) -> list[Order]:
         """What a session's sandbox knew is gone; to be told before its action's end."""
         lane = self._of.get(sandbox)
@@ -311,7 +318,7 @@ class Lanes(Generic[R]):
             lane = min(ready, key=lambda lane: lane.waiting[0].number)
             if not lane.idle:
                 orders += self._make(lane)
-            # The one that has been idle longest: it has cleaned up after its last task.
+            # One that is ready, where there is one.
             sandbox = lane.idle.popleft()
             given = lane.waiting.popleft()
             self._given[sandbox] = given

@@ -313,16 +313,20 @@ class Pool:
         self._connected = False
         self._failures += 1
         orders: list[Order] = []
-        for task in list(self._at_runtime.values()):
+        # So many may have begun, and not yet be known to.
+        doubtful = self._max_workers
+        for task in sorted(self._at_runtime.values(), key=_number):
             self._take_back(task)
-            lane = self._lanes.get(task.lane)
             if task.ended:
                 continue
-            if lane is not None and lane.begun and task.waits and not task.known:
-                # Before those that wait here behind it.
-                task.state = State.QUEUED
+            lane = self._lanes[task.lane]
+            only_sent = task.waits and not task.known
+            if only_sent and (lane.begun or doubtful <= 0):
+                # It only waited there; before those that wait here behind it.
+                task.unsent()
                 bisect.insort(lane.queue, task, key=_number)
             else:
+                doubtful -= only_sent
                 orders += self._over(task, task.lost(reason, now, kind), reason)
         for lane in self._lanes.values():
             if lane.begun:

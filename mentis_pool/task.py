@@ -273,6 +273,11 @@ class Task:
         self.started = None
         self.state = State.QUEUED
 
+    def unsent(self) -> None:
+        """It was sent in vain, which does not count."""
+        self.attempt -= 1
+        self.state = State.QUEUED
+
     def lost(self, message: str, now: float, kind: ErrorKind = "died") -> End:
         """Nothing more will be heard of it; ``kind`` says what that means where it had begun.
 

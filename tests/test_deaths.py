@@ -83,7 +83,7 @@ def test_what_runs_in_it_died_and_what_waits_or_travels_is_run_all_the_same(exec
     gone(worker)
 
 
-def test_what_travels_and_may_not_be_tried_again_is_unknown_and_what_waits_is_run(executor):
+def test_what_may_have_begun_and_may_not_be_tried_again_is_unknown_and_the_rest_is_run(executor):
     view = executor.options(retries=0)
     running = [view.submit(family.SLEEP) for _ in range(2)]
     worker, _ = [family.worker_of(future) for future in running]
@@ -91,9 +91,10 @@ def test_what_travels_and_may_not_be_tried_again_is_unknown_and_what_waits_is_ru
     kill("runtime", executor, worker)
     for future in running:
         assert type(future.exception(BOUND)) is SandboxDied
-    for future in waiting[:AHEAD]:
+    # Of as many as there are workers it is not known whether they had begun.
+    for future in waiting[:2]:
         assert type(future.exception(BOUND)) is OutcomeUnknown
-    assert [future.result(BOUND) for future in waiting[AHEAD:]] == list(range(AHEAD, AHEAD + 8))
+    assert [future.result(BOUND) for future in waiting[2:]] == list(range(2, AHEAD + 8))
 
 
 @pytest.mark.parametrize("victim", VICTIMS)

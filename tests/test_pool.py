@@ -149,9 +149,23 @@ def test_a_lane_is_opened_once_on_each_connection():
     one, two = tasks(2, CALLS)
     assert pool.add(one) == [OpenLane(CALLS, 1), sent(one)]
     assert pool.add(two) == [sent(two)]
-    pool.disconnected("gone", NOW)
-    assert pool.add(a_task(lane=CALLS)) == [Connect(1)]
+    assert pool.disconnected("gone", NOW)[-1] == Connect(1)
     assert pool.connected()[0] == OpenLane(CALLS, 2)
+
+
+def test_what_only_waited_at_a_lost_runtime_is_sent_again_and_nothing_is_counted():
+    pool = connected(max_workers=2)
+    some = tasks(6)
+    for task in some:
+        pool.add(task)
+    pool.said(some[0].action, Start(0.0), NOW)
+    orders = pool.disconnected("gone", NOW)
+    # One ran; of two more it is not known.
+    assert orders == [Settle(some[0]), Settle(some[1]), Settle(some[2]), Connect(1)]
+    assert type(error_of(some[1])) is OutcomeUnknown
+    assert sends(pool.connected()) == some[3:]
+    assert [task.attempt for task in some[3:]] == [1, 1, 1]
+    assert pool.waiting == 3
 
 
 def test_a_task_is_started_once_it_is_said_and_settled_at_its_end():

@@ -476,6 +476,7 @@ def test_a_shell_command_says_what_a_cell_says(executor):
     future = executor.options(on_output=lambda piece: pieces.append(piece.text)).shell("echo a")
     kinds = [type(said).__name__ for said in future.observations()]
     assert kinds == ["Start", "Stream", "Result", "End"]
+    future.result()
     assert pieces == ["a\n"]
     assert executor.options(stdin="given\n").shell("cat").result(BOUND).stdout == "given\n"
 

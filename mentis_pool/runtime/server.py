@@ -78,6 +78,10 @@ class Session:
         """A sandbox has its first worker."""
         self._put(Opened(sandbox.number, seconds))
 
+    def ready(self, sandbox: Sandbox) -> None:
+        """A sandbox could begin at once."""
+        self._lanes.ready(sandbox.number)
+
     def closed(self, sandbox: Sandbox, reason: str) -> None:
         """A sandbox is no more."""
         lost = self._sandboxes.pop(sandbox.number, None) is not None
@@ -153,7 +157,7 @@ class Session:
                     self._sandboxes[order.sandbox].cancel(order.action)
             elif isinstance(order, lanes.Drop):
                 if order.sandbox in self._sandboxes:
-                    self._sandboxes.pop(order.sandbox).close()
+                    self._sandboxes.pop(order.sandbox).close("it was closed")
             elif isinstance(order, lanes.Refuse):
                 self._put(Said(order.action, Error(order.kind, order.reason)))
                 self._put(Said(order.action, End(0.0)))

@@ -73,6 +73,9 @@ class Listener(Protocol):
     def opened(self, sandbox: Sandbox, seconds: float) -> None:
         """It has its first worker."""
 
+    def ready(self, sandbox: Sandbox) -> None:
+        """It has nothing to do, and could begin at once."""
+
     def closed(self, sandbox: Sandbox, reason: str) -> None:
         """It is no more: what it has not begun it will not run."""
 
@@ -525,9 +528,12 @@ class Sandbox:
 
     def _next(self) -> None:
         worker = self._worker
-        if self._closed or self._action or self._retiring or self._signals or not self._queue:
+        if self._closed or self._action or self._retiring or self._signals:
             return
         if worker is None or not worker.ready:
+            return
+        if not self._queue:
+            self._listener.ready(self)
             return
         run = self._queue.popleft()
         action = self._action = Action(run)

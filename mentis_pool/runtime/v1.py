@@ -194,6 +194,9 @@ class _Box:
         if isinstance(observation, End):
             del self._cells[action]
 
+    def ready(self, sandbox: Sandbox) -> None:
+        """It could run a cell."""
+
     def state_lost(self, sandbox: Sandbox, reason: str) -> None:
         """v1 has no word for it."""
 
