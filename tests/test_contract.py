@@ -626,21 +626,11 @@ AT_EXIT = {
         "0\n1\n2\n",
     ),
 }  # fmt: skip
-NEW = "/tmp/v313/bin/python"
 
 
 @pytest.mark.parametrize("what", AT_EXIT)
 def test_what_was_submitted_is_finished_at_the_interpreters_exit(own_temp, processes, what):
     at_exit(sys.executable, what)
-    assert processes(own_temp) == []
-
-
-@pytest.mark.skipif(not os.path.exists(NEW), reason="there is no CPython 3.13 here")
-@pytest.mark.parametrize(
-    "what", ["cells and calls beyond max_workers", "output", "a runtime that dies"]
-)
-def test_no_thread_is_needed_at_the_exit_which_could_not_be_started(own_temp, processes, what):
-    at_exit(NEW, what)
     assert processes(own_temp) == []
 
 
