@@ -352,6 +352,8 @@ def test_kill_9_of_the_client_leaves_nothing(own_temp, processes, eventually, po
 
 
 FORKED = """
+import warnings
+warnings.simplefilter("ignore")  # of a fork beside threads, which is what this is about
 import os, sys, time
 from mentis_pool import SandboxExecutor
 executor = SandboxExecutor(max_workers=2)
