@@ -63,7 +63,8 @@ class _Pool:
         return self._stream.fileno()
 
     def wait(self) -> float | None:
-        return None
+        # The end may come together with what was said before it.
+        return 0.0 if self._stream.ended else None
 
     def drain(self) -> Sequence[Event]:
         return self._stream.drain()

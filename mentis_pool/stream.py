@@ -67,7 +67,6 @@ class _Wire:
         self._buffer = memoryview(b"")
         self.deadline: float | None = deadline
         """Until when a read waits (monotonic); None when it does not."""
-        self._closed = False
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -119,7 +118,10 @@ class _Wire:
         self._sock.shutdown(how)
 
     def close(self) -> None:
-        self._closed = True
+        """websocket-client closes at the end of a connection; a selector that watches it is yet to hear."""
+
+    def end(self) -> None:
+        """Close at once."""
         try:
             # A forked child of this process may hold the socket open.
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -216,7 +218,7 @@ class Link:
 
     def close(self) -> None:
         """Close at once; what was not sent is not sent."""
-        self._wire.close()
+        self._wire.end()
 
 
 def unix_link(sock: socket.socket, timeout: float) -> Link:
@@ -387,6 +389,11 @@ class PoolStream:
         """For a selector."""
         return self._link.fileno()
 
+    @property
+    def ended(self) -> bool:
+        """Whether `drain` has nothing more to give but the end, which it is to be asked for."""
+        return self._end is not None
+
     def drain(self) -> list[Event]:
         """All events that have arrived.
 
@@ -434,6 +441,11 @@ class ObservationStream:
     def fileno(self) -> int:
         """For a selector."""
         return self._link.fileno()
+
+    @property
+    def ended(self) -> bool:
+        """Whether `drain` has nothing more to give but the end, which it is to be asked for."""
+        return self._end is not None
 
     def drain(self) -> tuple[list[V1Observation], list[ProtocolError]]:
         """All observations that have arrived, and what among them was none.

@@ -372,16 +372,20 @@ class V1Connection:
             return
         stream, slot = self._streams[sandbox_id]
         now = time.monotonic()
-        try:
-            observations, wrong = stream.drain()
-        except StreamLost as exc:
-            self._close_stream(sandbox_id)
-            self._decide(slot, slot.cut, sandbox_id, str(exc), now)
-            return
-        for error in wrong:
-            self._skip(sandbox_id, str(error))
-        for observation in observations:
-            self._decide(slot, slot.heard, sandbox_id, observation, now)
+        heard = False
+        # The end may come together with what was said before it.
+        while not heard or stream.ended:
+            heard = True
+            try:
+                observations, wrong = stream.drain()
+            except StreamLost as exc:
+                self._close_stream(sandbox_id)
+                self._decide(slot, slot.cut, sandbox_id, str(exc), now)
+                return
+            for error in wrong:
+                self._skip(sandbox_id, str(error))
+            for observation in observations:
+                self._decide(slot, slot.heard, sandbox_id, observation, now)
 
     def _close_stream(self, sandbox_id: str) -> None:
         stream, _ = self._streams.pop(sandbox_id)

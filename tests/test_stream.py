@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 
@@ -187,3 +188,16 @@ def test_a_runtime_that_says_something_else_first_is_none(fake):
     fake.serve(Opened(1, 0.0))
     with pytest.raises(RuntimeUnavailable, match="Welcome"):
         PoolStream(unix_link(fake.client, 5))
+
+
+def test_an_end_that_comes_with_what_was_said_before_it_is_told_as_well(fake, stream, eventually):
+    fake.sock.sendall(fake.frame(Closed(1, "gone")))
+    fake.sock.close()
+    eventually(lambda: select.select([stream], [], [], 0)[0])
+    time.sleep(0.05)
+    assert stream.drain() == [Closed(1, "gone")]
+    # Whoever watches it would otherwise never look again.
+    assert stream.ended
+    assert select.select([stream], [], [], 0)[0]
+    with pytest.raises(StreamLost):
+        stream.drain()
