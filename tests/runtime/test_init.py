@@ -64,11 +64,16 @@ IN_SHARED_MEMORY = {
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory is no file here")
 @pytest.mark.parametrize("what", IN_SHARED_MEMORY)
 @pytest.mark.parametrize("state", ["fresh", "reuse"])
-def test_nothing_of_a_cell_stays_in_shared_memory(own_temp, what, state):
+def test_nothing_of_a_cell_stays_in_shared_memory(own_temp, what, state, eventually):
     before = set(os.listdir("/dev/shm"))
+
+    def is_clean():
+        # Other programs of this machine have things there as well, for a while.
+        return set(os.listdir("/dev/shm")) <= before
+
     with SandboxExecutor(max_workers=1, state=state) as executor:
         executor.options(timeout=5).run([IN_SHARED_MEMORY[what]])
         if state == "fresh":
             assert executor.submit("1").result().value == 1  # begins when all that is gone
-            assert set(os.listdir("/dev/shm")) <= before
-    assert set(os.listdir("/dev/shm")) <= before
+            eventually(is_clean)
+    eventually(is_clean)
