@@ -215,18 +215,18 @@ class Engine:
 
     def _start_threads(self, output: bool) -> None:
         """All that will be needed: at the interpreter's exit none can be started any more."""
+        if self._dispatcher is None:
+            dispatcher = Dispatcher(self._drain, self._wake, self._wait, self._end)
+            try:
+                self._keepers.start()
+                dispatcher.start()
+            except RuntimeError:  # no more threads can be had: the next submit tries again
+                dispatcher.close()
+                self._keepers.close()
+                raise
+            self._dispatcher = dispatcher
         if output:
             self._outputs.start()
-        if self._dispatcher is not None:
-            return
-        self._keepers.start()
-        dispatcher = Dispatcher(self._drain, self._wake, self._wait, self._end)
-        try:
-            dispatcher.start()
-        except RuntimeError:  # no more threads can be had: the next submit tries again
-            dispatcher.close()
-            raise
-        self._dispatcher = dispatcher
 
     def _is_own(self, thread: threading.Thread) -> bool:
         return thread is self._dispatcher or thread in self._outputs

@@ -69,7 +69,7 @@ class Threads:
             self._changed.wait_for(lambda: self._busy == 0)
 
     def close(self) -> None:
-        """Wait until all calls have returned, and end the threads; nothing more may come."""
+        """Wait until all calls have returned, and end the threads; nothing more may come until `start`."""
         with self._changed:
             threads = list(self._threads)
         for _ in threads:
@@ -77,6 +77,9 @@ class Threads:
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
+        with self._changed:
+            self._threads.clear()
+            self._free = 0
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name=self._name)

@@ -401,3 +401,23 @@ def test_a_runtime_that_is_lost_again_and_again_is_started_after_a_longer_wait_e
     assert waits == sorted(waits)
     assert waits[0] < 0.25 <= waits[2] < waits[3] <= 5.2
     assert len({connection.backoff(1) for _ in range(9)}) > 1, "they do not all come at once"
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_threads_that_cannot_be_started_leave_none_behind(executor, monkeypatch, started):
+    before = set(threading.enumerate())
+    start = threading.Thread.start
+    left = [started]
+
+    def few(thread):
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", few)
+        with pytest.raises(RuntimeError, match="can't start"):
+            executor.submit("1")
+    assert set(threading.enumerate()) == before
+    assert executor.submit("1").result(20).value == 1
