@@ -421,6 +421,7 @@ class Engine:
             deadline=left,
             max_output=task.max_output,
             window=None if settings.on_output is None else WINDOW,
+            number=task.number,
         )
         with self._lock:
             # It may have been lost meanwhile, and sent again by another thread; or be

@@ -124,7 +124,8 @@ class V1Connection:
 
     def _obey(self, command: Command, now: float) -> list[_Ordered]:
         if isinstance(command, Run):
-            return self._follow(self._lanes.add(command.lane, command.action, command), now)
+            added = self._lanes.add(command.lane, command.action, command, command.number)
+            return self._follow(added, now)
         if isinstance(command, Cancel):
             return self._follow(self._lanes.cancel(command.action), now)
         if isinstance(command, Close):

@@ -331,6 +331,14 @@ def test_what_is_sent_while_a_sandbox_fails_breaks_nothing(original):
         assert [future.exception(10) for future in futures] == [None, None]
 
 
+def test_sessions_tasks_and_others_start_in_the_order_of_their_submission(original):
+    with executor_at(original, state="reuse") as executor, executor.session() as session:
+        futures = [executor.submit("import time; time.sleep(0.5)")]
+        futures += [(session if i == 36 else executor).submit("1") for i in range(40)]
+        starts = [next(future.observations()).time for future in futures]
+    assert starts == sorted(starts)
+
+
 def test_closing_a_session_ends_what_runs_in_it(original, eventually):
     with executor_at(original) as executor:
         session = executor.session()

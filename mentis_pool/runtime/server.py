@@ -120,7 +120,7 @@ class Session:
                 # From now on a time of this loop.
                 at = self._loop.time() + command.deadline
                 command = msgspec.structs.replace(command, deadline=at)
-            self._carry_out(self._lanes.add(command.lane, command.action, command))
+            self._carry_out(self._lanes.add(command.lane, command.action, command, command.number))
         elif isinstance(command, Credit):
             sandbox = self._with(command.action)
             if sandbox is not None:
