@@ -58,6 +58,7 @@ class Drop:
     """End this sandbox, with what runs in it."""
 
     sandbox: int
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Lanes(Generic[R]):
         """A new lane."""
         self._lanes[lane] = _Lane(lane, session)
 
-    def close(self, lane: int, reason: str = "its session was closed") -> list[Order]:
+    def close(self, lane: int, reason: str) -> list[Order]:
         """A lane is of no more use."""
         closed = self._lanes.pop(lane, None)
         if closed is None:
@@ -150,7 +151,8 @@ class Lanes(Generic[R]):
         orders: list[Order] = [
             Refuse(waiting.action, "cancelled", reason) for waiting in closed.waiting
         ]
-        orders += [Drop(sandbox) for sandbox in sorted(closed.sandboxes)]
+        closed.waiting.clear()
+        orders += [Drop(sandbox, reason) for sandbox in sorted(closed.sandboxes)]
         return [*orders, *self._go_on()]
 
     def add(self, lane: int, action: int, run: R, number: int) -> list[Order]:
@@ -343,7 +345,7 @@ class Lanes(Generic[R]):
         other = self._idle_other()
         if self._room is not None and len(self._of) >= self._room and other is not None:
             self._remove(other)
-            orders.append(Drop(other))
+            orders.append(Drop(other, "it made way for another"))
         sandbox = next(self._sandboxes)
         self._of[sandbox] = lane
         lane.sandboxes.add(sandbox)

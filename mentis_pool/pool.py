@@ -54,6 +54,7 @@ class CloseLane:
 
     lane: int
     connection: int
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,17 +255,17 @@ class Pool:
         self._lanes[number] = _Lane(number, True)
         return number
 
-    def close_session(self, number: int) -> list[Order]:
-        """Its tasks that wait are cancelled, what runs is ended."""
+    def close_session(self, number: int, reason: str) -> list[Order]:
+        """Its tasks that wait are cancelled, what runs is ended; whoever hears of that is told why."""
         lane = self._lanes.pop(number, None)
         if lane is None:
             return []
         orders: list[Order] = []
         for task in [*lane.queue, *self._elsewhere()]:
             if task.lane == number:
-                orders += self._drop(task, "its session was closed")
+                orders += self._drop(task, reason)
         if not self._stopped:
-            orders.append(CloseLane(number, lane.connection))
+            orders.append(CloseLane(number, lane.connection, reason))
         return [*orders, *self._go_on()]
 
     def shutdown(self, cancel: bool) -> list[Order]:

@@ -123,9 +123,10 @@ class Credit(_Message, tag=2, frozen=True):
 
 
 class Close(_Message, tag=3, frozen=True):
-    """End a lane, its sandboxes, and all that runs in them."""
+    """End a lane, its sandboxes, and all that runs in them, which is told this reason."""
 
     lane: int
+    reason: str = "it was closed"
 
 
 class Cancel(_Message, tag=4, frozen=True):

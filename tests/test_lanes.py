@@ -246,10 +246,10 @@ def test_an_idle_sandbox_makes_way_for_one_of_another_lane():
     one = lanes(3)
     worked(one, A, 1)
     add(one, B, 2)
-    assert one.refused(2, "full") == [Drop(1), Make(3, B), give(3, 2)]
+    assert one.refused(2, "full") == [Drop(1, "it made way for another"), Make(3, B), give(3, 2)]
     assert one.lost(1, "dropped") == []
     assert add(one, A, 3) == []
-    assert one.ended(2) == [Drop(3), Make(4, A), give(4, 3)]
+    assert one.ended(2) == [Drop(3, "it made way for another"), Make(4, A), give(4, 3)]
 
 
 def test_a_session_makes_way_for_nobody():
@@ -288,22 +288,33 @@ def test_where_nothing_can_be_reached_what_waits_is_told():
 def test_a_closed_lane_ends_all_that_it_had():
     one = lanes(2)
     add(one, A, 1, 2, 3)
-    assert one.close(A) == [
-        Refuse(3, "cancelled", "its session was closed"),
-        Drop(1),
-        Drop(2),
+    assert one.close(A, "closed") == [
+        Refuse(3, "cancelled", "closed"),
+        Drop(1, "closed"),
+        Drop(2, "closed"),
     ]
-    assert one.close(A) == []
+    assert one.close(A, "closed") == []
     assert add(one, B, 4) == [], "what is to end still runs"
     assert one.ended(1) == [Make(3, B), give(3, 4)]
     assert one.lost(1, "closed") == []
     assert one.lost(2, "closed") == [Refuse(2, "cancelled", "closed")]
 
 
+def test_what_waited_in_a_closed_lane_ends_once():
+    one = lanes()
+    add(one, SESSION, 1, 2)
+    told = Refuse(2, "cancelled", "closed")
+    assert one.close(SESSION, "closed") == [told, Drop(1, "closed")]
+    # As its end at an original runtime comes about.
+    assert one.state_lost(1, "closed") == []
+    assert one.ended(1) == []
+    assert one.lost(1, "closed") == []
+
+
 def test_what_a_closed_lane_wanted_made_is_not_forgotten():
     one = lanes()
     add(one, A, 1)
-    one.close(A)
+    one.close(A, "closed")
     assert one.refused(1, "full") == [Refuse(1, "cancelled", "full")]
 
 
@@ -311,7 +322,7 @@ def test_the_end_of_a_closed_lane_says_nothing_of_room():
     one = lanes(3)
     add(one, A, 1)
     add(one, SESSION, 2)
-    one.close(SESSION)
+    one.close(SESSION, "closed")
     one.lost(2, "closed")
     assert add(one, A, 3, 4) == [Make(3, A), give(3, 3), Make(4, A), give(4, 4)]
 
@@ -513,7 +524,7 @@ class Walk(RuleBasedStateMachine):
     def a_lane_closes(self, data):
         lane = data.draw(st.sampled_from(sorted(self.open)))
         del self.open[lane]
-        self.obey(self.lanes.close(lane))
+        self.obey(self.lanes.close(lane, "closed"))
         assert lane not in self.waiting.values()
 
     @precondition(lambda self: self.open)

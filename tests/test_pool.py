@@ -977,9 +977,9 @@ def test_a_session_that_is_closed_cancels_what_waits_and_ends_what_runs():
     running(pool, a_task("of no session"), one)
     pool.add(two)
     pool.add(three)
-    orders = pool.close_session(number)
-    assert orders == [Cancel(three), withdrawn(two), Cancel(two), CloseLane(number, 1)]
-    assert pool.close_session(number) == []
+    orders = pool.close_session(number, "closed")
+    assert orders == [Cancel(three), withdrawn(two), Cancel(two), CloseLane(number, 1, "closed")]
+    assert pool.close_session(number, "closed") == []
     assert fail(pool, one, "died") == [Settle(one)]
     assert pool.add(four) == [Cancel(four)]
     assert pool.said(two.action, Error("state", "lost"), NOW) == []
@@ -992,13 +992,17 @@ def test_what_runs_in_a_closed_session_is_not_run_again():
     number = a_session(pool, task)
     running(pool, task)
     pool.said(task.action, Error("died", "m"), NOW)
-    pool.close_session(number)
+    pool.close_session(number, "closed")
     assert pool.said(task.action, End(0.0), NOW) == [Settle(task)]
     lost = a_task(retries=5)
     number = a_session(pool, lost)
     pool.add(lost)
     assert lost.claim()
-    assert pool.close_session(number) == [withdrawn(lost), Settle(lost), CloseLane(number, 1)]
+    assert pool.close_session(number, "closed") == [
+        withdrawn(lost),
+        Settle(lost),
+        CloseLane(number, 1, "closed"),
+    ]
 
 
 @pytest.mark.parametrize("delayed", [False, True])
@@ -1008,7 +1012,7 @@ def test_what_waits_to_be_run_again_ends_with_its_session(delayed):
     judging(pool, task)
     if delayed:
         pool.judged(task, 600.0, NOW)
-    assert pool.close_session(number) == [Settle(task), CloseLane(number, 1)]
+    assert pool.close_session(number, "closed") == [Settle(task), CloseLane(number, 1, "closed")]
     assert pool.shutdown(False) == [Stop()]
 
 
@@ -1019,7 +1023,7 @@ def test_a_lost_state_of_a_closed_session_is_nobodys():
     running(pool, one)
     pool.add(two)
     two.claim()
-    pool.close_session(number)
+    pool.close_session(number, "closed")
     assert pool.said(two.action, Error("state", "lost"), NOW) == []
 
 
@@ -1085,7 +1089,7 @@ def test_a_pool_stops_once(cancel):
     assert pool.disconnected("gone", NOW) == []
     assert pool.connected() == []
     assert pool.unavailable(ERROR) == []
-    assert pool.close_session(session) == []
+    assert pool.close_session(session, "closed") == []
 
 
 def test_a_shutdown_while_connecting_waits_for_the_runtime():
@@ -1416,7 +1420,7 @@ class Walk(RuleBasedStateMachine):
         elif type(command) is Withdraw:
             self.runtime(self.lanes.cancel(command.action))
         elif type(command) is CloseLane:
-            self.runtime(self.lanes.close(command.lane))
+            self.runtime(self.lanes.close(command.lane, command.reason))
         else:
             box = self.boxes.get(self.lanes.sandbox_of(command.action))
             if box is not None and box.running:
@@ -1620,7 +1624,7 @@ class Walk(RuleBasedStateMachine):
     @rule(data=st.data())
     def close_session(self, data):
         number = data.draw(st.sampled_from(self.sessions))
-        self.a_thread(self.pool.close_session(number))
+        self.a_thread(self.pool.close_session(number, "closed"))
         live = [t for t in self.tasks if t.lane == number and t not in self.done]
         assert all(t.state is State.RUNNING for t in live)
 

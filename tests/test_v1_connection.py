@@ -339,14 +339,17 @@ def test_sessions_tasks_and_others_start_in_the_order_of_their_submission(origin
     assert starts == sorted(starts)
 
 
-def test_closing_a_session_ends_what_runs_in_it(original, eventually):
+@pytest.mark.parametrize(("how", "why"), [("close", "closed"), ("restart", "restarted")])
+def test_closing_a_session_ends_what_runs_in_it(original, eventually, how, why):
     with executor_at(original) as executor:
         session = executor.session()
         running = session.submit("import time; time.sleep(60)")
         waiting = session.submit("1")
         started(running, eventually)
-        session.close()
-        assert isinstance(running.exception(10), (SandboxDied, OutcomeUnknown))
+        getattr(session, how)()
+        ended = running.exception(10)
+        assert type(ended) is SandboxDied
+        assert f"its session was {why}" in str(ended)
         assert waiting.cancelled()
         assert executor.submit("2").result(20).text == "2"
 
