@@ -296,7 +296,7 @@ class Engine:
             self._check_open()
             # First, so that nobody who waits for one gets this place.
             new = self._new_session(opened)
-        self.close_session(lane)
+        self.close_session(lane, "its session was restarted")
         return new
 
     def _new_session(self, opened: Open) -> int:
@@ -312,10 +312,10 @@ class Engine:
             task = self._pool.running_in(lane)
         return task is not None and self.interrupt(task)
 
-    def close_session(self, lane: int) -> None:
-        """A session is of no more use."""
+    def close_session(self, lane: int, reason: str) -> None:
+        """A session is of no more use; what runs in it is told why."""
         if os.getpid() == self._pid:
-            self._decide_for_caller(self._pool.close_session, lane)
+            self._decide_for_caller(self._pool.close_session, lane, reason)
 
     def abandon(self) -> None:
         """As `shutdown`, for a finalizer: takes no lock, since it may run inside any code."""
@@ -378,7 +378,7 @@ class Engine:
             elif isinstance(order, OpenLane):
                 self._flush()
             elif isinstance(order, CloseLane):
-                self._post([Close(order.lane)], order.connection)
+                self._post([Close(order.lane, order.reason)], order.connection)
                 self._lanes.pop(order.lane, None)
             elif isinstance(order, Withdraw):
                 self._post([CancelAction(order.action)], order.connection)
@@ -421,6 +421,7 @@ class Engine:
             deadline=left,
             max_output=task.max_output,
             window=None if settings.on_output is None else WINDOW,
+            number=task.number,
         )
         with self._lock:
             # It may have been lost meanwhile, and sent again by another thread; or be

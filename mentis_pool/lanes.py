@@ -1,8 +1,9 @@
 """Which sandbox runs which action.
 
 A lane has sandboxes of its own: of a shared lane any that is idle will do, a
-session's lane has one, which keeps its state. What was added first begins first,
-whatever its lane; what waits behind a session's own cell is passed over.
+session's lane has one, which keeps its state. What has the lowest number begins
+first, whatever its lane and whenever it came; what waits behind a session's own cell
+is passed over.
 
 Pure: every method returns the orders to carry out. Ours keeps the lanes of its
 clients in the runtime; where an original runtime serves, the client keeps them.
@@ -57,6 +58,7 @@ class Drop:
     """End this sandbox, with what runs in it."""
 
     sandbox: int
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +81,11 @@ Order = Make | Give[Any] | End | Drop | Refuse | Fail
 
 
 class _Waiting(NamedTuple):
+    """The lower begins first."""
+
     number: int
     action: int
     run: Any
-
-
-def _number(waiting: _Waiting) -> int:
-    return waiting.number
 
 
 class _Lane:
@@ -102,6 +102,13 @@ class _Lane:
         self.lost: str | None = None
         """Why a session's state is lost, until somebody was told."""
         self.deaths = 0
+
+    def wait(self, one: _Waiting) -> None:
+        """In its place: it may have come before, and been lost."""
+        if self.waiting and one < self.waiting[-1]:
+            bisect.insort(self.waiting, one)
+        else:
+            self.waiting.append(one)
 
 
 class Lanes(Generic[R]):
@@ -130,14 +137,13 @@ class Lanes(Generic[R]):
         """How many actions have ended."""
         self._try_at = 0
         """After so many ends there may be more room."""
-        self._numbers = itertools.count(1)
         self._sandboxes = itertools.count(1)
 
     def open(self, lane: int, session: bool) -> None:
         """A new lane."""
         self._lanes[lane] = _Lane(lane, session)
 
-    def close(self, lane: int, reason: str = "its session was closed") -> list[Order]:
+    def close(self, lane: int, reason: str) -> list[Order]:
         """A lane is of no more use."""
         closed = self._lanes.pop(lane, None)
         if closed is None:
@@ -145,18 +151,19 @@ class Lanes(Generic[R]):
         orders: list[Order] = [
             Refuse(waiting.action, "cancelled", reason) for waiting in closed.waiting
         ]
-        orders += [Drop(sandbox) for sandbox in sorted(closed.sandboxes)]
+        closed.waiting.clear()
+        orders += [Drop(sandbox, reason) for sandbox in sorted(closed.sandboxes)]
         return [*orders, *self._go_on()]
 
-    def add(self, lane: int, action: int, run: R) -> list[Order]:
-        """A new action."""
+    def add(self, lane: int, action: int, run: R, number: int) -> list[Order]:
+        """A new action; those of lower numbers begin before it, of the same one those of lower names."""
         its = self._lanes.get(lane)
         if its is None:
             return [Refuse(action, "rejected", f"there is no lane {lane}")]
         if its.lost is not None:
             reason, its.lost = its.lost, None
             return [Refuse(action, "state", reason)]
-        its.waiting.append(_Waiting(next(self._numbers), action, run))
+        its.wait(_Waiting(number, action, run))
         return self._go_on()
 
     def cancel(self, action: int) -> list[Order]:
@@ -279,7 +286,7 @@ class Lanes(Generic[R]):
             return [Refuse(given.action, "cancelled", "it was cancelled")]
         if self._lanes.get(lane.number) is not lane:
             return [Refuse(given.action, "cancelled", reason)]
-        bisect.insort(lane.waiting, given, key=_number)
+        lane.wait(given)
         return []
 
     def _lose_state(self, lane: _Lane, reason: str) -> list[Order]:
@@ -315,7 +322,7 @@ class Lanes(Generic[R]):
             ready = [lane for lane in self._lanes.values() if lane.waiting and self._can_run(lane)]
             if not ready:
                 break
-            lane = min(ready, key=lambda lane: lane.waiting[0].number)
+            lane = min(ready, key=lambda lane: lane.waiting[0])
             if not lane.idle:
                 orders += self._make(lane)
             # One that is ready, where there is one.
@@ -338,7 +345,7 @@ class Lanes(Generic[R]):
         other = self._idle_other()
         if self._room is not None and len(self._of) >= self._room and other is not None:
             self._remove(other)
-            orders.append(Drop(other))
+            orders.append(Drop(other, "it made way for another"))
         sandbox = next(self._sandboxes)
         self._of[sandbox] = lane
         lane.sandboxes.add(sandbox)

@@ -229,10 +229,12 @@ class Slot:
             return [Skip(self._sandbox or "", "v1 has no interrupt: the cell goes on")]
         return self._fail(Error("died", "its sandbox was deleted", signal=number), now)
 
-    def close(self) -> list[Order]:
-        """End: what is there is deleted, what comes later as well."""
+    def close(self, reason: str, now: float) -> list[Order]:
+        """End: what is there is deleted, what comes later as well; a cell in flight is told why."""
         self._closed = True
-        return self._delete_all()
+        died = Error("died", f"the sandbox was lost: {reason}")
+        told = self._fail(died, now) if self._cell is not None else []
+        return [*told, *self._delete_all()]
 
     def lose(self, reason: str, now: float) -> list[Order]:
         """The runtime cannot be reached any more: what became of a cell in flight is not known."""

@@ -557,6 +557,17 @@ def test_tasks_start_in_the_order_of_their_submission(single, executor, tmp_path
         assert abs(place - i) < 2 * workers
 
 
+def test_sessions_tasks_and_others_start_in_the_order_of_their_submission(single):
+    with single.session() as session:
+        end = busy(single, 1)
+        # Many more than are at the runtime ahead of those that run.
+        futures = [(session if i in (50, 100) else single).submit("") for i in range(150)]
+        end()
+        concurrent.futures.wait(futures, BOUND)
+    starts = [next(future.observations()).time for future in futures]
+    assert starts == sorted(starts)
+
+
 # ── the end ─────────────────────────────────────────────────────────────────
 
 EXIT = """

@@ -275,7 +275,9 @@ def test_a_restart_begins_anew(session):
     waiting = session.submit("x")
     family.started(running)
     session.restart()
-    assert running.exception(BOUND) is not None
+    ended = running.exception(BOUND)
+    assert type(ended) is SandboxDied
+    assert "its session was restarted" in str(ended)
     assert waiting.cancelled() or isinstance(waiting.exception(BOUND), StateLost)
     answer = session.submit("import os; 'x' in dir(), os.listdir(), len(In)").result(BOUND)
     assert answer.value == (False, [], 2)
@@ -304,7 +306,9 @@ def test_an_exception_in_the_block_ends_it_at_once(executor):
             waiting = session.submit("1")
             worker = family.worker_of(running)
             raise ZeroDivisionError
-    assert running.exception(BOUND) is not None
+    ended = running.exception(BOUND)
+    assert type(ended) is SandboxDied
+    assert "its session was closed" in str(ended)
     assert waiting.cancelled()
     assert time.monotonic() - begun < BOUND
     worker.wait(BOUND)

@@ -597,9 +597,22 @@ def test_a_session_whose_sandbox_is_replaced_has_lost_its_state():
 def test_closing_deletes_what_there_is_and_what_comes():
     scene = Scene("fresh")
     scene.begin()
-    assert scene.slot.close() == [Delete("S1")]
+    died = Error("died", "the sandbox was lost: its session was closed")
+    told = [Tell(Said(7, each)) for each in (died, End(2.0))]
+    assert scene.slot.close("its session was closed", 4.0) == [Delete("S1"), *told]
     assert scene.slot.made("S2", 5.0) == [Delete("S2")]
     assert scene.slot.not_made("late", False) == []
+
+
+def test_closing_deletes_what_was_made_ahead():
+    scene = Scene("fresh")
+    scene.begin()
+    scene.do(scene.slot.made, "S2", 3.0)
+    assert of(Delete, scene.slot.close("closed", 4.0)) == [Delete("S1"), Delete("S2")]
+
+
+def test_closing_what_is_idle_tells_nobody():
+    assert Scene().slot.close("closed", 2.0) == [Delete("S1")]
 
 
 def test_a_runtime_that_is_lost_leaves_no_cell_without_an_outcome():

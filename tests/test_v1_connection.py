@@ -331,14 +331,25 @@ def test_what_is_sent_while_a_sandbox_fails_breaks_nothing(original):
         assert [future.exception(10) for future in futures] == [None, None]
 
 
-def test_closing_a_session_ends_what_runs_in_it(original, eventually):
+def test_sessions_tasks_and_others_start_in_the_order_of_their_submission(original):
+    with executor_at(original, state="reuse") as executor, executor.session() as session:
+        futures = [executor.submit("import time; time.sleep(0.5)")]
+        futures += [(session if i == 36 else executor).submit("1") for i in range(40)]
+        starts = [next(future.observations()).time for future in futures]
+    assert starts == sorted(starts)
+
+
+@pytest.mark.parametrize(("how", "why"), [("close", "closed"), ("restart", "restarted")])
+def test_closing_a_session_ends_what_runs_in_it(original, eventually, how, why):
     with executor_at(original) as executor:
         session = executor.session()
         running = session.submit("import time; time.sleep(60)")
         waiting = session.submit("1")
         started(running, eventually)
-        session.close()
-        assert isinstance(running.exception(10), (SandboxDied, OutcomeUnknown))
+        getattr(session, how)()
+        ended = running.exception(10)
+        assert type(ended) is SandboxDied
+        assert f"its session was {why}" in str(ended)
         assert waiting.cancelled()
         assert executor.submit("2").result(20).text == "2"
 

@@ -153,7 +153,7 @@ class Session:
                 # From now on a time of this loop.
                 at = self._loop.time() + command.deadline
                 command = msgspec.structs.replace(command, deadline=at)
-            self._carry_out(self._lanes.add(command.lane, command.action, command))
+            self._carry_out(self._lanes.add(command.lane, command.action, command, command.number))
         elif isinstance(command, Credit):
             sandbox = self._with(command.action)
             if sandbox is not None:
@@ -168,7 +168,7 @@ class Session:
             self._opened[command.lane] = command
             self._lanes.open(command.lane, command.state == "session")
         elif isinstance(command, Close):
-            self._carry_out(self._lanes.close(command.lane))
+            self._carry_out(self._lanes.close(command.lane, command.reason))
         elif isinstance(command, Begin):
             self._lanes = Lanes(command.most)
 
@@ -190,7 +190,7 @@ class Session:
                     self._sandboxes[order.sandbox].cancel(order.action)
             elif isinstance(order, lanes.Drop):
                 if order.sandbox in self._sandboxes:
-                    self._sandboxes.pop(order.sandbox).close("it was closed")
+                    self._sandboxes.pop(order.sandbox).close(order.reason)
             elif isinstance(order, lanes.Refuse):
                 self._put(Said(order.action, Error(order.kind, order.reason)))
                 self._put(Said(order.action, End(0.0)))
