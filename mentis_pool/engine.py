@@ -17,6 +17,7 @@ engine. The engine refers to no executor, so that a forgotten one is collected.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import signal
 import threading
@@ -506,16 +507,22 @@ class Engine:
         # What these events have sent goes together.
         self._corked = True
         try:
-            for event in events:
-                self._hear(event, now)
+            for action, group in itertools.groupby(events, _action_of):
+                said: list[Observation] = []
+                for event in group:
+                    if isinstance(event, Said):
+                        said.append(event.observation)
+                    else:
+                        self._hear(event)
+                if action is not None:
+                    # What is said of one action at once is one decision.
+                    self._hear_said(action, said, now)
         finally:
             self._corked = False
             self._flush()
 
-    def _hear(self, event: Event, now: float) -> None:
-        if isinstance(event, Said):
-            self._hear_said(event.action, event.observation, now)
-        elif isinstance(event, Closed):
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Closed):
             self._sandboxes.discard(event.sandbox)
             name = self._name(event.sandbox)
             if event.lost:
@@ -533,19 +540,24 @@ class Engine:
         elif isinstance(event, Broken):
             raise BrokenSandboxPool(event.reason, event.traceback, event.output)
 
-    def _hear_said(self, action: int, observation: Observation, now: float) -> None:
+    def _hear_said(self, action: int, said: list[Observation], now: float) -> None:
         with self._lock:
             task = self._pool.task_of(action)
-        future = None if task is None else task.future
-        if isinstance(observation, Start) and future is not None:
-            assert self._connection is not None
-            names = self._connection.names(action, observation.sandbox)
-            future.action_id, future.sandbox_id = names
-        if task is not None and isinstance(observation, Stream):
-            self._follow(task, observation)
-        self._decide(self._pool.said, action, observation, now)
-        if future is not None:
+        if task is not None:
+            future = task.future
+            for observation in said:
+                if isinstance(observation, Start):
+                    assert self._connection is not None
+                    names = self._connection.names(action, observation.sandbox)
+                    future.action_id, future.sandbox_id = names
+                elif isinstance(observation, Stream):
+                    self._follow(task, observation)
+        self._decide(self._said, action, said, now)
+        if task is not None:
             future._heard()
+
+    def _said(self, action: int, said: list[Observation], now: float) -> list[Order]:
+        return [order for each in said for order in self._pool.said(action, each, now)]
 
     def _follow(self, task: Task, piece: Stream) -> None:
         on_output = task.settings.on_output
@@ -778,6 +790,10 @@ def _copy(error: Exception) -> MentisPoolError:
         copied = copy.copy(error)
     copied.__cause__ = error
     return copied
+
+
+def _action_of(event: Event) -> int | None:
+    return event.action if isinstance(event, Said) else None
 
 
 def _output_bytes(said: list[Observation]) -> int:

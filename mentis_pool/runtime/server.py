@@ -57,6 +57,8 @@ _FULL = 8 * 1024 * 1024
 """Bytes waiting for a client, from which on its sandboxes are not read any more."""
 _FRAME = 1024 * 1024
 """Bytes of observations in one frame, about."""
+_LATER = 0.001
+"""Seconds within which is sent what may wait for more."""
 _LINK = "mentis_pool.link"
 """Where in an ASGI scope the connection is found."""
 
@@ -88,6 +90,8 @@ class Session:
         self._size = 0
         self._to_send = False
         """Whether `send` is to be called soon."""
+        self._to_send_late = False
+        """Whether it is to be called in a moment."""
         self._held_up = False
         """Whether a sandbox was told that there is no room for what it says."""
 
@@ -107,12 +111,18 @@ class Session:
         self._put(Closed(sandbox.number, reason, lost))
         self._carry_out(self._lanes.lost(sandbox.number, reason))
 
-    def said(self, action: int, observation: Observation) -> None:
+    def said(self, action: int, observation: Observation, later: bool = False) -> None:
         """Something was observed of an action."""
         self._size += _size(observation)
-        self._put(Said(action, observation))
-        if isinstance(observation, End):
-            self._carry_out(self._lanes.ended(action))
+        self._put(Said(action, observation), later)
+
+    def done(self, action: int, prompt: bool) -> None:
+        """All was said of an action."""
+        self._carry_out(self._lanes.ended(action, prompt))
+
+    def returned(self, sandbox: Sandbox, actions: list[int]) -> None:
+        """A sandbox does not begin these."""
+        self._carry_out(self._lanes.returned(sandbox.number, actions))
 
     def state_lost(self, sandbox: Sandbox, reason: str) -> None:
         """A session's sandbox has a new process."""
@@ -128,9 +138,13 @@ class Session:
         self._held_up = self._held_up or full
         return full
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: Event, later: bool = False) -> None:
         self._outbox.append(event)
-        if not self._to_send:
+        if later:
+            if not self._to_send_late:
+                self._to_send_late = True
+                self._loop.call_later(_LATER, self._send_late)
+        elif not self._to_send:
             # What else is said in this round of the loop goes with it.
             self._to_send = True
             self._loop.call_soon(self.send)
@@ -209,6 +223,10 @@ class Session:
         """Wait until sandboxes can be had, and say so."""
         await self._supervisor.ready.wait()
         self._put(Welcome(self.id, __version__, platform.python_version()))
+
+    def _send_late(self) -> None:
+        self._to_send_late = False
+        self.send()
 
     def send(self) -> None:
         """Send what is there, as long as the client takes it, all that is there in one frame."""
