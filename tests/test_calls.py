@@ -1020,38 +1020,53 @@ import mentis_pool.returned, mentis_pool.runtime.calls as calls
 for module in mentis_pool.returned, calls:
     module.pack_value = lambda value: forged
 """
-BY_GC = """
+NUMBER = """
+import sys
+frame = sys._getframe()
+while not hasattr(frame.f_locals.get("command"), "number"):
+    frame = frame.f_back
+number = frame.f_locals["command"].number
+"""
+BY_GC = (
+    NUMBER
+    + """
 import gc, os
 from mentis_pool.runtime import wire
 from mentis_pool.runtime.worker import Worker
 from mentis_pool.observations import End, Result
 worker, = [each for each in gc.get_objects() if isinstance(each, Worker)]
-worker._sock.sendall(wire.pack(Result(pickled=forged)) + wire.pack(End(0.0)))
+worker._sock.sendall(wire.pack(wire.Done(number, Result(pickled=forged), End(0.0))))
 os._exit(0)
 """
-SOCKET = """
+)
+SOCKET = (
+    NUMBER
+    + """
 import os, socket
 for fd in map(int, os.listdir("/proc/self/fd")):
     try:
         sock = socket.socket(fileno=os.dup(fd))
     except OSError:
         continue
-    if fd > 100 and sock.family == socket.AF_UNIX:
+    if fd > 100 and (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
         break
 import msgspec
 from mentis_pool.runtime import wire
 from mentis_pool.observations import *
 def send(*messages):
     sock.sendall(b"".join(map(wire.pack, messages)))
+def done(result):
+    return wire.Done(number, result, End(0.0))
 """
-BY_FD = SOCKET + "send(Result(pickled=forged), End(0.0)); os._exit(0)"
+)
+BY_FD = SOCKET + "send(done(Result(pickled=forged))); os._exit(0)"
 IN_PARTS = (
     SOCKET
-    + "send(*(Part(forged[i:i + 1]) for i in range(len(forged) - 1)), Result(pickled=forged[-1:]), End(0.0)); os._exit(0)"
+    + "send(*(Part(forged[i:i + 1]) for i in range(len(forged) - 1)), done(Result(pickled=forged[-1:]))); os._exit(0)"
 )
 AS_EXCEPTION = (
     SOCKET
-    + "send(Result(failure=Failure('E', 'e', 'its traceback'), pickled=forged), End(0.0)); os._exit(0)"
+    + "send(done(Result(failure=Failure('E', 'e', 'its traceback'), pickled=forged))); os._exit(0)"
 )
 
 
