@@ -692,7 +692,8 @@ class Sandbox:
         """Take back what the worker has not begun; what it has begun is known afterwards."""
         self._prompt = False
         self._take_back()
-        if self._action is not None and self._queue:
+        # What waits for a session can run nowhere else.
+        if self._action is not None and self._queue and self._state != "session":
             waiting, self._queue = self._queue, deque()
             self._listener.returned(self, [run.action for run in waiting])
 
