@@ -14,7 +14,7 @@ from io import BytesIO
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple, TypeAlias
 
-from mentis_pool.errors import PayloadError
+from mentis_pool.errors import PayloadError, in_words
 from mentis_pool.pool_stream import MAX_RUN
 
 Classes: TypeAlias = Mapping[tuple[str, str], type]
@@ -57,7 +57,7 @@ def _pickle(name: str, value: object) -> bytes:
         return bytes(cloudpickle.dumps(value, 5))
     except Exception as exc:  # pickling runs any code of the value's class
         raise PayloadError(
-            f"the variable {name!r} ({type(value).__name__}) cannot travel to a sandbox: {exc}"
+            f"the variable {name!r} ({type(value).__name__}) cannot travel to a sandbox: {in_words(exc)}"
         ) from exc
 
 
@@ -121,17 +121,9 @@ def _culprit(
             _by_value(value)
         except (Exception, SystemExit) as own:  # noqa: BLE001 - as above
             return PayloadError(
-                f"{place} ({type(value).__name__}) cannot travel to a sandbox: {_text(own)}"
+                f"{place} ({type(value).__name__}) cannot travel to a sandbox: {in_words(own)}"
             )
-    return PayloadError(f"the call cannot travel to a sandbox: {_text(exc)}")
-
-
-def _text(exc: BaseException) -> str:
-    """What an exception says, with its name where it says nothing."""
-    try:
-        return str(exc) or type(exc).__name__
-    except Exception:  # noqa: BLE001 - its __str__ is anybody's code
-        return type(exc).__name__
+    return PayloadError(f"the call cannot travel to a sandbox: {in_words(exc)}")
 
 
 class _NotByNameError(pickle.PicklingError):

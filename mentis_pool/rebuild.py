@@ -29,7 +29,7 @@ from typing import Any
 
 from mentis_pool import opcodes, standard_types
 from mentis_pool.boxes import box
-from mentis_pool.errors import PayloadError
+from mentis_pool.errors import PayloadError, in_words
 from mentis_pool.payload import Call
 from mentis_pool.returned import builtin_base
 from mentis_pool.trust import INSTANCES, METHOD, Names, Trust, untrusted
@@ -54,14 +54,7 @@ def rebuild(pickled: bytes, call: Call, trust: Trust) -> object:
     except BaseException as exc:  # noqa: BLE001 - a trusted class is code: it may even exit
         # Without the traceback: its frames keep what was half built, as long as the error lives.
         cause = exc.with_traceback(None)
-        raise PayloadError(f"what the sandbox sent cannot be rebuilt: {_text(cause)}") from cause
-
-
-def _text(exc: BaseException) -> str:
-    try:
-        return f"{type(exc).__name__}: {exc}"[:1000]
-    except BaseException:  # noqa: BLE001 - its __str__ is code of a trusted class
-        return type(exc).__name__
+        raise PayloadError(f"what the sandbox sent cannot be rebuilt: {in_words(cause)}") from cause
 
 
 # ── loading: plain data and boxes ───────────────────────────────────────────

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from mentis_pool import standard_types
 from mentis_pool.boxes import Boxed, box, boxed
-from mentis_pool.errors import PayloadError
+from mentis_pool.errors import PayloadError, in_words
 from mentis_pool.standard_types import Packer
 
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes, bytearray))
@@ -50,16 +50,9 @@ def _pack(what: str, value: object) -> bytes:
         _Pickler(file, 5).dump(value)
     except Exception as exc:  # pickling runs any code of the value's class
         raise PayloadError(
-            f"{what} ({type(value).__name__}) cannot travel from the sandbox: {_text(exc)}"
+            f"{what} ({type(value).__name__}) cannot travel from the sandbox: {in_words(exc)}"
         ) from exc
     return file.getvalue()
-
-
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc) or type(exc).__name__
-    except Exception:  # noqa: BLE001 - its __str__ is anybody's code
-        return type(exc).__name__
 
 
 class _Pickler(pickle.Pickler):
