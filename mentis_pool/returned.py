@@ -66,11 +66,7 @@ class _Pickler(pickle.Pickler):
         return packer(obj)
 
 
-_packers: dict[type, Packer] = {
-    # Not found under their names.
-    type(...): lambda value: boxed("Ellipsis"),
-    type(NotImplemented): lambda value: boxed("NotImplemented"),
-}
+_packers: dict[type, Packer] = dict(standard_types.UNNAMED)
 
 
 def _packer_of(type_: type) -> Packer:
@@ -91,8 +87,10 @@ def _listed(type_: type) -> Packer | None:
         from mentis_pool import array_types
 
         return array_types.PACKER_OF[package](type_)
-    for name, packer in standard_types.PACKERS.get(package, {}).items():
-        if getattr(sys.modules.get(package), name, None) is type_:
+    name = type_.__name__
+    for home in (type_.__module__, package):
+        packer = standard_types.PACKERS.get(home, {}).get(name)
+        if packer is not None and getattr(sys.modules.get(home), name, None) is type_:
             return packer
     return None
 
