@@ -43,7 +43,7 @@ def pickle_variables(variables: dict[str, object]) -> dict[str, bytes]:
         largest = max(pickles, key=lambda name: len(pickles[name]))
         raise PayloadError(
             f"the variables have {total} bytes, over the limit of {MAX_RUN}; "
-            f"the largest is {largest!r} with {len(pickles[largest])}"
+            f"the largest is {largest!r} with {len(pickles[largest])}; write it to a file"
         )
     return pickles
 
@@ -85,8 +85,18 @@ def pack_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
     Raises:
         PayloadError: something cannot be pickled; the message says which argument, or that
-            it is the callable.
+            it is the callable. Or it is all too large.
     """
+    call = _packed(fn, args, kwargs)
+    if len(call.pickled) > MAX_RUN:
+        raise PayloadError(
+            f"the call has {len(call.pickled)} bytes, over the limit of {MAX_RUN}: "
+            "write what is large to a file, and pass its absolute path"
+        )
+    return call
+
+
+def _packed(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     call = (fn, args, kwargs)
     try:
         return _by_name(call)

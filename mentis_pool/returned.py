@@ -19,6 +19,7 @@ from typing import Any, cast
 from mentis_pool import standard_types
 from mentis_pool.boxes import Boxed, box, boxed
 from mentis_pool.errors import PayloadError, in_words
+from mentis_pool.pool_stream import MAX_RESULT
 from mentis_pool.standard_types import Packer
 
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes, bytearray))
@@ -28,10 +29,10 @@ def pack_value(value: object) -> bytes:
     """Pickle what a call returned.
 
     Raises:
-        PayloadError: it cannot be pickled, or is of no kind that travels.
+        PayloadError: it cannot be pickled, is of no kind that travels, or is too large.
     """
     if type(value) in _PLAIN:
-        return pickle.dumps(value, 5)
+        return _bounded("the result", pickle.dumps(value, 5))
     return _pack("the result", value)
 
 
@@ -39,7 +40,7 @@ def pack_exception(exc: BaseException) -> bytes:
     """Pickle what a call raised: class, arguments and attributes; no cause, no traceback.
 
     Raises:
-        PayloadError: an argument or attribute cannot be pickled.
+        PayloadError: an argument or attribute cannot be pickled, or is too large.
     """
     return _pack("the exception", exc)
 
@@ -52,7 +53,16 @@ def _pack(what: str, value: object) -> bytes:
         raise PayloadError(
             f"{what} ({type(value).__name__}) cannot travel from the sandbox: {in_words(exc)}"
         ) from exc
-    return file.getvalue()
+    return _bounded(what, file.getvalue())
+
+
+def _bounded(what: str, pickled: bytes) -> bytes:
+    if len(pickled) > MAX_RESULT:
+        raise PayloadError(
+            f"{what} has {len(pickled)} bytes, over the limit of {MAX_RESULT}: "
+            "write it to a file that lasts (not in the sandbox's own directories), and return its path"
+        )
+    return pickled
 
 
 class _Pickler(pickle.Pickler):

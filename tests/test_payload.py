@@ -406,6 +406,16 @@ def test_what_cannot_travel_only_together_is_an_error_too():
         pack_call(len, (Twice(),), {})
 
 
+def test_a_call_that_is_too_large_is_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setattr("mentis_pool.payload.MAX_RUN", 1000)
+    assert pack_call(len, (b"x" * 900,), {})
+    for fn in (len, lambda x: x):
+        with pytest.raises(
+            PayloadError, match=r"the call has \d+ bytes, over the limit of 1000: write .* file"
+        ):
+            pack_call(fn, (b"x" * 1000,), {})
+
+
 def test_ctrl_c_in_a_call_is_ctrl_c():
     with pytest.raises(KeyboardInterrupt):
         pack_call(len, (Refuses(KeyboardInterrupt()),), {})

@@ -43,9 +43,9 @@ from mentis_pool.observations import (
     Result,
     StreamName,
 )
-from mentis_pool.pool_stream import Cells, Open, Run
+from mentis_pool.pool_stream import MAX_RESULT, Cells, Open, Run
 from mentis_pool.runtime import isolation, wire
-from mentis_pool.runtime.action import MAX_RESULT, Action, death
+from mentis_pool.runtime.action import Action, death
 
 GRACE = 0.5
 """Seconds that a cell has between the interrupt and the kill."""

@@ -22,9 +22,9 @@ from mentis_pool.observations import (
     Start,
     Stream,
 )
-from mentis_pool.pool_stream import Cells, Run
+from mentis_pool.pool_stream import MAX_RESULT, Cells, Run
 from mentis_pool.runtime import action as module
-from mentis_pool.runtime.action import DISPLAY_LIMIT, MAX_RESULT, Action, death
+from mentis_pool.runtime.action import DISPLAY_LIMIT, Action, death
 
 
 def a_run(**given):
