@@ -99,7 +99,9 @@ def pack_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 def _packed(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     call = (fn, args, kwargs)
     try:
-        return _by_name(call)
+        # With a function of __main__ it would be in vain.
+        if type(fn) is not FunctionType or _can_be_imported(fn.__module__):
+            return _by_name(call)
     except (Exception, SystemExit):  # noqa: BLE001 - pickling runs any code of the objects' classes
         # Something has no name in the sandbox; or it cannot be pickled at all, and then
         # the other way says why.
@@ -160,7 +162,7 @@ class _ByName(pickle.Pickler):
         module = named.__module__
         if module not in self.modules and module is not None:
             if not _can_be_imported(module):
-                raise _NotByNameError(f"{named.__qualname__} of {module} has no name in a sandbox")
+                raise _NotByNameError
             self.modules.add(module)
         return NotImplemented
 

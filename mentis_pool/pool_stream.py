@@ -27,8 +27,6 @@ State = Literal["fresh", "reuse", "session"]
 
 MAX_RUN = 1 << 30
 """Bytes of sources, variables, calls and input that one run may have, all together."""
-MAX_RESULT = 1 << 30
-"""Bytes of what one call may return."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):

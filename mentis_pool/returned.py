@@ -19,8 +19,10 @@ from typing import Any, cast
 from mentis_pool import standard_types
 from mentis_pool.boxes import Boxed, box, boxed
 from mentis_pool.errors import PayloadError, in_words
-from mentis_pool.pool_stream import MAX_RESULT
 from mentis_pool.standard_types import Packer
+
+MAX_RESULT = 1 << 30
+"""Bytes of what one call may return."""
 
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes, bytearray))
 

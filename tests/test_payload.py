@@ -342,6 +342,26 @@ def test_the_other_name_of_a_module_run_as_main_is_no_name(module_of, monkeypatc
     assert b"cloudpickle" in pack_call(module.function, (), {}).pickled
 
 
+@pytest.mark.parametrize("module", [None, 5, ""], ids=repr)
+def test_a_function_whose_module_is_none_travels_by_its_code(module):
+    def strange():
+        return 6
+
+    strange.__module__ = module
+    call = pack_call(strange, (), {})
+    assert called(call) == 6
+    assert call.classes is None
+
+
+def test_a_function_whose_module_has_no_hash_is_refused_and_named():
+    def strange():
+        return 6
+
+    strange.__module__ = []
+    with pytest.raises(PayloadError, match="the callable"):
+        pack_call(strange, (), {})
+
+
 def test_a_class_without_a_module_travels_and_does_not_come_back():
     class Strange:
         __module__ = 5

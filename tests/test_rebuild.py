@@ -239,6 +239,11 @@ def picture(value):
     return type(value), value
 
 
+def test_plain_data_may_have_any_byte():
+    for value in [bytes([n]) for n in range(256)]:
+        assert there_and_back([value]) == [value]
+
+
 def test_what_is_shared_stays_shared_and_cycles_stay_cycles():
     shared, cycle = [1], {}
     cycle["self"] = (cycle, shared)

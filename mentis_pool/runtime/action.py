@@ -21,12 +21,11 @@ from mentis_pool.observations import (
     StreamName,
 )
 from mentis_pool.output import StreamBound
-from mentis_pool.pool_stream import MAX_RESULT, Run
+from mentis_pool.pool_stream import Run
+from mentis_pool.returned import MAX_RESULT
 
 DISPLAY_LIMIT = 64 * 1024 * 1024
 """Bytes of displays of one action, where ``max_output`` sets no lower limit."""
-
-
 _MOST = 1 << 53
 
 

@@ -43,7 +43,8 @@ from mentis_pool.observations import (
     Result,
     StreamName,
 )
-from mentis_pool.pool_stream import MAX_RESULT, Cells, Open, Run
+from mentis_pool.pool_stream import Cells, Open, Run
+from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import isolation, wire
 from mentis_pool.runtime.action import Action, death
 

@@ -22,7 +22,8 @@ from mentis_pool.observations import (
     Start,
     Stream,
 )
-from mentis_pool.pool_stream import MAX_RESULT, Cells, Run
+from mentis_pool.pool_stream import Cells, Run
+from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import action as module
 from mentis_pool.runtime.action import DISPLAY_LIMIT, Action, death
 
