@@ -22,13 +22,10 @@ from mentis_pool.observations import (
 )
 from mentis_pool.output import StreamBound
 from mentis_pool.pool_stream import Run
+from mentis_pool.returned import MAX_RESULT
 
 DISPLAY_LIMIT = 64 * 1024 * 1024
 """Bytes of displays of one action, where ``max_output`` sets no lower limit."""
-
-
-MAX_RESULT = 1 << 30
-"""Bytes of what one call may return."""
 _MOST = 1 << 53
 
 

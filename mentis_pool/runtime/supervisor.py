@@ -45,8 +45,9 @@ from mentis_pool.observations import (
     StreamName,
 )
 from mentis_pool.pool_stream import Cells, Open, PickledCall, Run
+from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import isolation, posix, wire
-from mentis_pool.runtime.action import MAX_RESULT, Action, death
+from mentis_pool.runtime.action import Action, death
 
 GRACE = 0.5
 """Seconds that a cell has between the interrupt and the kill."""
