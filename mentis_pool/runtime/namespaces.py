@@ -3,11 +3,11 @@
 All of this happens inside the wall (see `mentis_pool.runtime.wall`), where the zygote has
 CAP_SYS_ADMIN over what it sees, and no other capability but CAP_NET_ADMIN::
 
-    enter()     the zygote goes into a pid namespace that it has made itself
-    fork()      each init is pid 1 of another one
-    Rooms.settle()   … and gives itself mounts, ipc and a network
-    Rooms.renew()    between cells it makes those that keep something anew
-    give_up()   a worker drops what its init still needs: it cannot come back
+    enter()           the zygote goes into a pid namespace that it has made itself
+    fork()            each init is pid 1 of another one,
+    Rooms.settle()    and gives itself mounts, ipc and a network;
+    Rooms.renew()     between cells it makes anew those that keep something
+    Rooms.give_up()   a worker drops what its init still needs, and cannot come back
 
 unshare(2) makes a pid namespace but once for a process; what lets the zygote make the
 next is to go back to its own with setns(2). That is refused where the namespace is of a user
@@ -53,7 +53,7 @@ def fork(own: int) -> int:
     """os.fork(), whose child is pid 1 of a new pid namespace.
 
     Args:
-        own: a descriptor of the pid namespace of this process.
+        own: a descriptor of the pid namespace of this process; closed in the child.
 
     Raises:
         OSError: there is no child, and the next call may have one.
@@ -65,6 +65,8 @@ def fork(own: int) -> int:
     finally:
         if pid != 0:
             kernel.set_namespace(own, kernel.NEW_PIDS)
+    if pid == 0:
+        os.close(own)
     return pid
 
 
@@ -76,10 +78,14 @@ class Rooms:
         shown: what the wall shows from the host below these paths, and is to be seen again.
         size: bytes that they hold together.
         files: how many files and directories.
+        network: "none" for a loopback of its own, and no more; "host" for what the wall has.
     """
 
-    def __init__(self, paths: Iterable[str], shown: Iterable[str], size: int, files: int) -> None:
+    def __init__(
+        self, paths: Iterable[str], shown: Iterable[str], size: int, files: int, network: str
+    ) -> None:
         self._paths = tuple(paths)
+        self._network = network
         self._options = f"size={size},nr_inodes={files},mode=700"
         self._shown = sorted(shown)
         self._opened: dict[str, int] = {}
@@ -87,7 +93,10 @@ class Rooms:
     def settle(self) -> None:
         """As pid 1 of a new pid namespace: have mounts, ipc and a network of one's own."""
         kernel.set_dumpable(False)
-        kernel.unshare(kernel.NEW_MOUNTS | kernel.NEW_IPC | kernel.NEW_NET)
+        kernel.unshare(kernel.NEW_MOUNTS | kernel.NEW_IPC)
+        if self._network == "none":
+            kernel.unshare(kernel.NEW_NET)
+            _bring_up_loopback()
         kernel.mount("none", "/", None, kernel.RECURSIVE | kernel.PRIVATE)
         _mount_proc()
         # What will be covered is reached through a descriptor, of these very mounts.
@@ -95,7 +104,6 @@ class Rooms:
         # Pseudo terminals are numbered, and could be opened by their number.
         options = "newinstance,ptmxmode=0666,mode=620"
         kernel.mount("devpts", "/dev/pts", "devpts", kernel.NO_SUID | kernel.NO_EXEC, options)
-        _bring_up_loopback()
         self._mount()
 
     def renew(self) -> None:
@@ -121,13 +129,15 @@ class Rooms:
         for path, fd in self._opened.items():
             kernel.mount_at(fd, path)
 
-
-def give_up() -> None:
-    """Drop all capabilities, for ever; to be looked into by its own children is allowed again."""
-    kernel.gain_no_privileges()
-    kernel.drop_capabilities()
-    # Its own files in /proc are otherwise not its own.
-    kernel.set_dumpable(True)
+    def give_up(self, program: bytes) -> None:
+        """As a worker, before any cell: keep no capability, and be judged by this program (seccomp)."""
+        for fd in self._opened.values():
+            os.close(fd)
+        kernel.gain_no_privileges()
+        kernel.drop_capabilities()
+        # Its own files in /proc are otherwise not its own.
+        kernel.set_dumpable(True)
+        kernel.filter_calls(program)
 
 
 def _mount_proc() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from mentis_pool.runtime import kernel
@@ -167,10 +166,60 @@ def command(
         *("--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--dir", "/work"),
         *(word for path, to in links.items() for word in ("--symlink", to, path)),
         *(word for path in shown for word in ("--ro-bind", stage + path, path)),
-        *(word for path, fd in files.items() for word in ("--perms", "0444", "--file", f"{fd}", path)),
+        *(
+            word
+            for path, fd in files.items()
+            for word in ("--perms", "0444", "--file", f"{fd}", path)
+        ),
         # Whatever can be written to is shared by all sandboxes.
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/work"),
     ]
+
+
+class Wall:
+    """A wall that a process is to be started behind, with what it needs for that.
+
+    Args:
+        wanted: what to show, as far as it is there and may be shown (see `visible`).
+        home: the directory of the user.
+        network: "none", or "host" for the machine's.
+
+    Raises:
+        NoWall: there is no bubblewrap.
+    """
+
+    def __init__(self, wanted: Iterable[str], home: str, network: str = "none") -> None:
+        bwrap = find()
+        its, links = system(network)
+        paths = [path for path in (*its, *wanted) if os.path.exists(path)]
+        shown = visible(paths, home, links)
+        self.in_rooms = in_rooms(shown)
+        """For `namespaces.Rooms`."""
+        made = {path: _file(text) for path, text in files(network).items()}
+        self.fds = tuple(made.values())
+        """Descriptors that bubblewrap reads, to be passed to it."""
+        self._staged = [*shown, bwrap] if os.geteuid() == 0 else []
+        stage = STAGE if self._staged else ""
+        self.words = command(stage + bwrap, shown, links, made, network=network, stage=stage)
+        """What goes before the command that is to run behind the wall."""
+
+    def prepare(self) -> None:
+        """For the process that becomes bubblewrap, before it does (preexec_fn)."""
+        if self._staged:
+            step_down(self._staged)
+
+    def close(self) -> None:
+        """Once it is started: close the descriptors."""
+        for fd in self.fds:
+            os.close(fd)
+
+
+def _file(text: str) -> int:
+    """A descriptor of a file in memory."""
+    fd = os.memfd_create("file")
+    os.write(fd, text.encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def step_down(shown: Sequence[str], user: int = NOBODY) -> None:
@@ -186,7 +235,9 @@ def step_down(shown: Sequence[str], user: int = NOBODY) -> None:
     opened = [(os.open(path, os.O_PATH), path) for path in shown]
     kernel.mount("tmpfs", STAGE, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=755")
     for fd, path in opened:
-        kernel.mount_at(fd, STAGE + path)
+        # Bubblewrap's own program may lie in a directory that is there already.
+        if not os.path.lexists(STAGE + path):
+            kernel.mount_at(fd, STAGE + path)
         os.close(fd)
     os.setgroups([])
     os.setresgid(user, user, user)
