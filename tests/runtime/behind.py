@@ -22,16 +22,18 @@ def answer(sock, value):
     sock.send(json.dumps(value).encode())
 
 
-def be_worker(rooms, sock, code, walls):
+def be_worker(rooms, sock, said, code, walls):
+    sock.close()
     if walls:
         rooms.give_up(seccomp.program(platform.machine()))
     os.chdir("/work")
     names = {}
     try:
         exec(code, names)
-        answer(sock, names.get("result"))
+        result = names.get("result")
     except BaseException:  # noqa: BLE001 - whatever a cell raises
-        answer(sock, traceback.format_exc())
+        result = traceback.format_exc()
+    os.write(said, json.dumps(result).encode())
 
 
 def be_init(rooms, sock, walls):
@@ -40,11 +42,16 @@ def be_init(rooms, sock, walls):
     while said := sock.recv(65536):
         step, code = json.loads(said)
         if step == "cell":
+            reader, writer = os.pipe()
             pid = os.fork()
             if pid == 0:
-                be_worker(rooms, sock, code, walls)
+                be_worker(rooms, sock, writer, code, walls)
                 os._exit(0)
+            # Once it is gone, so that what is looked at next is what it left.
             os.waitpid(pid, 0)
+            sock.send(os.read(reader, 65536))
+            os.close(reader)
+            os.close(writer)
         else:
             rooms.renew()
             answer(sock, None)
