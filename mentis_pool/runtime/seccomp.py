@@ -181,14 +181,23 @@ _NAMESPACES = (
 _TYPING = (0x5412, 0x541C)
 # To ask, and to be as one is.
 _PERSONALITIES = (0xFFFFFFFF, 0)
-# Unix, IPv4, IPv6, netlink (names of interfaces): the rest is seldom used and often broken, and
-# VSOCK leads out of a virtual machine whatever the network namespace.
-_FAMILIES = (1, 2, 10, 16)
+LOCAL = (1, 16)
+"""Families of sockets that stay on this machine: Unix, and netlink (names of interfaces)."""
+
+NETWORK = (*LOCAL, 2, 10)
+"""And IPv4 and IPv6. The rest is seldom used and often broken, and VSOCK leads out of a virtual
+machine whatever the network namespace."""
+
 _TYPE_OF_NODE, _CHARACTER, _BLOCK = 0o170000, 0o020000, 0o060000
 
 
-def program(architecture: str) -> bytes:
+def program(architecture: str, families: Iterable[int] = NETWORK) -> bytes:
     """The program for `kernel.filter_calls`.
+
+    Args:
+        architecture: what platform.machine() says.
+        families: the kinds of sockets that may be made. Where no network namespace holds
+            what a sandbox sends, `LOCAL` does.
 
     Raises:
         KeyError: nothing is known of this architecture.
@@ -206,7 +215,7 @@ def program(architecture: str) -> bytes:
         *_if_equal(numbers.ioctl, [*_argument(1), *_fail_if_any(_TYPING)]),
         *_if_equal(numbers.personality, [*_argument(0), *_fail_unless_any(_PERSONALITIES)]),
         *_if_equal(
-            numbers.socket, [*_argument(0), *_fail_unless_any(_FAMILIES, errno.EAFNOSUPPORT)]
+            numbers.socket, [*_argument(0), *_fail_unless_any(families, errno.EAFNOSUPPORT)]
         ),
     ]
     for number, mode in numbers.mknod.items():

@@ -119,6 +119,12 @@ def test_sockets_are_of_the_kinds_that_a_network_namespace_holds(ask):
         assert ask("socket", family) == refused(errno.EAFNOSUPPORT)
 
 
+def test_without_a_network_only_local_sockets_can_be_made():
+    program = seccomp.program("x86_64", seccomp.LOCAL)
+    assert judged(program, X86, 41, 1) == judged(program, X86, 41, 16) == ALLOWED
+    assert {judged(program, X86, 41, family) for family in (2, 10)} == {refused(errno.EAFNOSUPPORT)}
+
+
 def test_no_device_can_be_made_but_pipes_and_files_can(ask):
     assert ask("mknodat", 0, 0, 0o020666) == ask("mknodat", 0, 0, 0o060666) == refused(errno.EPERM)
     for mode in (0o010600, 0o100600, 0o600):
