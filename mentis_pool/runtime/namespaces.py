@@ -28,6 +28,7 @@ from mentis_pool.runtime import kernel
 
 _SAFE = kernel.NO_SUID | kernel.NO_DEVICES
 _SET_FLAGS, _UP = 0x8914, 0x1  # netdevice(7)
+_RESERVED_PIDS = 300
 
 
 def enter() -> int:
@@ -138,6 +139,24 @@ class Rooms:
         # Its own files in /proc are otherwise not its own.
         kernel.set_dumpable(True)
         kernel.filter_calls(program)
+
+
+def limit_processes(most: int) -> bool:
+    """As pid 1, once settled: let there be no more processes and threads than this, and 300, at a time.
+
+    The kernel hands out pids below the limit, and once it has gone round none below 300: so it
+    may be this many at least. RLIMIT_NPROC counts those of all sandboxes together.
+
+    Returns:
+        Whether this kernel keeps a limit for each pid namespace (Linux 6.14).
+    """
+    try:
+        with open("/proc/sys/kernel/pid_max", "w") as file:
+            file.write(str(_RESERVED_PIDS + most))
+    except PermissionError:
+        # Elsewhere it is the machine's, which nobody here may change.
+        return False
+    return True
 
 
 def _mount_proc() -> None:

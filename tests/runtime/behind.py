@@ -36,9 +36,9 @@ def be_worker(rooms, sock, said, code, walls):
     os.write(said, json.dumps(result).encode())
 
 
-def be_init(rooms, sock, walls):
+def be_init(rooms, sock, walls, limited):
     rooms.settle()
-    answer(sock, os.getpid())
+    answer(sock, namespaces.limit_processes(20) if limited else os.getpid())
     while said := sock.recv(65536):
         step, code = json.loads(said)
         if step == "cell":
@@ -57,7 +57,7 @@ def be_init(rooms, sock, walls):
             answer(sock, None)
 
 
-def main(shown, steps, size=64 << 20, files=1000, network="none", walls=True):
+def main(shown, steps, size=64 << 20, files=1000, network="none", walls=True, limited=False):
     own = namespaces.enter()
     rooms = namespaces.Rooms(("/work", "/tmp", "/dev/shm"), shown, size, files, network)
     slots, results = {}, []
@@ -71,7 +71,7 @@ def main(shown, steps, size=64 << 20, files=1000, network="none", walls=True):
                 for its, _ in slots.values():
                     its.close()
                 try:
-                    be_init(rooms, theirs, walls)
+                    be_init(rooms, theirs, walls, limited)
                 except BaseException:  # noqa: BLE001 - its last words
                     answer(theirs, traceback.format_exc())
                 os._exit(0)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,9 @@ ORDINARY = 1234
 SYSTEMS_OWN = "/usr/bin/python3"
 
 
-def behind_a_wall(steps, uid=None, python=sys.executable, paths=(), network="none", **options):
+def behind_a_wall(
+    steps, uid=None, python=sys.executable, paths=(), network="none", keep=(), **options
+):
     """What each step came to; started as this user."""
 
     def start():
@@ -46,7 +50,7 @@ def behind_a_wall(steps, uid=None, python=sys.executable, paths=(), network="non
         [*its.words, python, BEHIND, json.dumps(arguments)],
         env={"PATH": os.defpath, "PYTHONPATH": ROOT},
         preexec_fn=start,
-        pass_fds=its.fds,
+        pass_fds=(*its.fds, *keep),
         capture_output=True,
         text=True,
         timeout=60,
@@ -359,6 +363,56 @@ def test_the_rooms_hold_so_many_bytes_together(behind):
 def test_the_rooms_hold_so_many_files_together(behind):
     code = TRY + "result = tried(lambda: [open(f'/tmp/{n}', 'w').close() for n in range(200)])"
     assert behind(slot("a"), cell("a", code), files=100)[1] == "No space left on device"
+
+
+BOMB = """
+import os, time
+result = [0, '']
+try:
+    while result[0] < 1000:
+        if (pid := os.fork()) == 0:
+            time.sleep(60), os._exit(0)
+        result[0] += 1
+except OSError as exc:
+    result[1] = exc.strerror
+"""
+
+
+def test_the_number_of_processes_of_a_slot_ends_somewhere(behind):
+    steps = [
+        slot("a"),
+        slot("b"),
+        cell("a", BOMB),
+        cell("b", "import os; os.wait4(os.fork() or os._exit(0), 0)"),
+    ]
+    results = behind(*steps, renew("a"), cell("a", BOMB), limited=True)
+    if not results[0]:
+        pytest.skip("this kernel has one limit for all pid namespaces")
+    assert results[2][1] == results[5][1] == "Resource temporarily unavailable"
+    # At first there are those below 300 as well.
+    assert 300 < results[2][0] < 320
+    assert 10 < results[5][0] < 20
+    assert results[3] is None
+
+
+def test_nothing_behind_a_wall_outlives_who_started_it():
+    alive, held = os.pipe()
+    starter = os.fork()
+    if starter == 0:
+        try:
+            os.close(alive)
+            os.set_inheritable(held, True)
+            steps = [slot("a"), cell("a", MESS), ["zygote", "", "import time; time.sleep(60)"]]
+            behind_a_wall(steps, keep=(held,))
+        finally:
+            os._exit(0)
+    os.close(held)
+    time.sleep(1)
+    os.kill(starter, 9)
+    os.waitpid(starter, 0)
+    assert select.select([alive], [], [], 10)[0]
+    assert os.read(alive, 1) == b""
+    os.close(alive)
 
 
 # ── work ────────────────────────────────────────────────────────────────────
