@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mentis_pool.runtime import kernel, landlock, seccomp, wall
+from mentis_pool.runtime import bubblewrap, kernel, landlock, seccomp
 
 _PATIENCE = 20.0
 """Seconds for a wall to stand and fall again."""
@@ -45,19 +45,19 @@ class Found(NamedTuple):
 
 def found() -> list[Found]:
     """All of them, the strongest first."""
-    return [bubblewrap(), user_namespaces(), filtered_calls(), locked_files(), limited_groups()]
+    return [standing_wall(), user_namespaces(), filtered_calls(), locked_files(), limited_groups()]
 
 
-def bubblewrap() -> Found:
+def standing_wall() -> Found:
     """Whether a wall stands with this very Python behind it, and slots can be made there."""
     name = "bubblewrap"
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     own = os.path.join(package, "mentis_pool")
     path = [package, *filter(None, sys.path)]
-    wanted = wall.of_python(sys.executable, [sys.prefix, sys.base_prefix], [own, *path[1:]])
+    wanted = bubblewrap.of_python(sys.executable, [sys.prefix, sys.base_prefix], [own, *path[1:]])
     try:
-        its = wall.Wall(wanted, os.path.expanduser("~"))
-    except wall.NoWall as exc:
+        its = bubblewrap.Wall(wanted, os.path.expanduser("~"))
+    except bubblewrap.NoWall as exc:
         return Found(name, False, str(exc))
     try:
         done = subprocess.run(
@@ -85,7 +85,7 @@ def user_namespaces() -> Found:
 
     def unshare() -> None:
         if os.geteuid() == 0:
-            os.setresuid(wall.NOBODY, wall.NOBODY, wall.NOBODY)
+            os.setresuid(bubblewrap.NOBODY, bubblewrap.NOBODY, bubblewrap.NOBODY)
         kernel.unshare(kernel.NEW_USER)
 
     return _tried("user namespaces", unshare, "an ordinary user may make them")

