@@ -9,6 +9,8 @@ import pytest
 
 from mentis_pool.runtime import bubblewrap
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is Linux's")
+
 # ── its program ─────────────────────────────────────────────────────────────
 
 

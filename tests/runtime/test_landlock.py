@@ -12,7 +12,9 @@ import pytest
 
 from mentis_pool.runtime import kernel, landlock
 
-VERSION = kernel.landlock_version()
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
+
+VERSION = kernel.landlock_version() if sys.platform == "linux" else 0
 
 # landlock(7): the rights to files, from the first on, and the version that has the last of them.
 LAST = {1: 12, 2: 13, 3: 14, 4: 14, 5: 15, 6: 15, 7: 15}

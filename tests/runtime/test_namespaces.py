@@ -322,6 +322,12 @@ def test_once_the_slot_is_renewed_nothing_of_it_is_left(behind):
     assert behind(*steps, *steps[1:])[3::3] == [NOTHING, NOTHING]
 
 
+def test_renewing_a_slot_piles_up_no_mounts(behind):
+    mounts = cell("a", "result = len(open('/proc/self/mountinfo').readlines())")
+    results = behind(slot("a"), mounts, *[renew("a")] * 3, mounts)
+    assert results[1] == results[-1]
+
+
 def test_with_the_init_of_a_slot_all_of_it_ends(behind):
     processes = "import os; result = sorted(int(p) for p in os.listdir('/proc') if p.isdigit())"
     results = behind(
