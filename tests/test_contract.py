@@ -392,6 +392,24 @@ def test_a_policy_may_retry_deaths_and_results(executor, tmp_path):
     )
 
 
+def test_what_a_policy_is_shown_is_what_the_future_gives(executor, monkeypatch):
+    rebuilt, shown = [], []
+    rebuild = executor._engine._rebuild
+    monkeypatch.setattr(
+        executor._engine, "_rebuild", lambda *given: rebuilt.append(1) or rebuild(*given)
+    )
+
+    def is_enough(state):
+        shown.append(state.outcome.result())
+        return len(shown) < 3
+
+    policy = tenacity.Retrying(retry=is_enough)
+    given = executor.options(retries=policy).submit(list, "abc").result(BOUND)
+    assert shown == [["a", "b", "c"]] * 3
+    assert given is shown[-1]
+    assert len(rebuilt) == 3, "once for each attempt"
+
+
 def test_a_future_that_is_retried_resolves_once(single, tmp_path):
     view = single.options(retries=1, idempotent=True)
     called = []
