@@ -16,6 +16,7 @@ from mentis_pool import (
     BrokenSandboxPool,
     CellTimeout,
     OutcomeUnknown,
+    QueueFull,
     RuntimeRejected,
     RuntimeUnavailable,
     SandboxDied,
@@ -344,6 +345,17 @@ def test_sessions_tasks_and_others_start_in_the_order_of_their_submission(origin
         futures += [(session if i == 36 else executor).submit("1") for i in range(40)]
         starts = [next(future.observations()).time for future in futures]
     assert starts == sorted(starts)
+
+
+def test_there_is_a_sandbox_more_beside_a_session_but_no_more_run_at_once(original):
+    with executor_at(original, state="reuse") as executor, executor.session() as session:
+        with pytest.raises(QueueFull):
+            executor.session()
+        cell = "import time; a = time.time(); time.sleep(0.05); print(a, time.time())"
+        futures = [each.submit(cell) for _ in range(3) for each in (session, executor)]
+        spans = sorted(tuple(map(float, each.result(20).stdout.split())) for each in futures)
+        assert len(original.sandboxes) == 2
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize(("how", "why"), [("close", "closed"), ("restart", "restarted")])
