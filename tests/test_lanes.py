@@ -71,6 +71,16 @@ def test_the_sandbox_that_has_been_idle_longest_is_taken():
     assert add(one, A, 4, 5, 6) == [give(2, 4), give(3, 5), give(1, 6)]
 
 
+def test_of_those_that_are_idle_one_that_is_ready_is_taken_first():
+    one = lanes(3)
+    add(one, A, 1, 2, 3)
+    one.ended(1)
+    one.ended(2)
+    for sandbox in (2, 3, 99):
+        one.ready(sandbox)
+    assert add(one, A, 4, 5) == [give(2, 4), give(1, 5)]
+
+
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_only_so_many_run_at_once(most):
     one = lanes(most)
@@ -587,7 +597,9 @@ class Walk(RuleBasedStateMachine):
         sandbox = self.draw_box(data)
         box = self.boxes[sandbox]
         if box.action is None:
-            if dies and box.lane in self.open and sandbox not in self.dropped:
+            if not dies:
+                self.lanes.ready(sandbox)
+            elif box.lane in self.open and sandbox not in self.dropped:
                 self.loses_state(sandbox)
         elif not box.running:
             box.running, box.new = True, False
