@@ -26,6 +26,7 @@ from mentis_pool import (
     SandboxDied,
     SandboxExecutor,
 )
+from mentis_pool.observations import Start
 
 BOUND = 8.0
 
@@ -390,6 +391,18 @@ def test_a_policy_may_retry_deaths_and_results(executor, tmp_path):
         .result(BOUND)
         == 3
     )
+
+
+def test_a_task_that_is_run_again_keeps_its_place(single, tmp_path):
+    again = single.options(retries=1, idempotent=True)
+    first = again.submit(dies_at_first, str(tmp_path / "mark"))
+    behind = [single.submit(time.sleep, 0.01) for _ in range(40)]
+    assert first.result(BOUND) == 2
+    concurrent.futures.wait(behind, BOUND)
+    *_, start = (said.time for said in first.observations() if isinstance(said, Start))
+    starts = [next(future.observations()).time for future in behind]
+    # Those only that began before it was back at the runtime, where all of these were but a few.
+    assert sum(each < start for each in starts) < 16
 
 
 def test_what_a_policy_is_shown_is_what_the_future_gives(executor, monkeypatch):
