@@ -434,8 +434,8 @@ class Engine:
             self._decide(self._pool.unsent, order.action)
         self._flush()
 
-    def _credit(self, task: Task, count: int) -> None:
-        self._post([Credit(task.action, count)], self._generation)
+    def _credit(self, action: int, count: int) -> None:
+        self._post([Credit(action, count)], self._generation)
 
     def _cancel(self, task: Task) -> None:
         # One that its user cancelled already stays so; either way its waiters are told.
@@ -446,7 +446,9 @@ class Engine:
 
     def _forget(self, task: Task) -> None:
         """The task was cancelled."""
-        self._log("info", "task_cancelled", task)
+        if wanted("info"):
+            queued = round(task.queued(time.monotonic()), 6)
+            self._log("info", "task_cancelled", task, queued=queued, running=0.0, output_bytes=0)
         # Neither holds the other any longer.
         task.future._task = None
         follower = self._followers.pop(task, None)
@@ -551,7 +553,7 @@ class Engine:
                     names = self._connection.names(action, observation.sandbox)
                     future.action_id, future.sandbox_id = names
                 elif isinstance(observation, Stream):
-                    self._follow(task, observation)
+                    self._follow(task, action, observation)
         self._decide(self._said, action, said, now)
         if task is not None:
             future._heard()
@@ -559,16 +561,16 @@ class Engine:
     def _said(self, action: int, said: list[Observation], now: float) -> list[Order]:
         return [order for each in said for order in self._pool.said(action, each, now)]
 
-    def _follow(self, task: Task, piece: Stream) -> None:
+    def _follow(self, task: Task, action: int, piece: Stream) -> None:
         on_output = task.settings.on_output
         if on_output is None:
             return
         follower = self._followers.get(task)
         if follower is None:
-            follower = Follower(task.key, on_output, lambda count: self._credit(task, count))
+            follower = Follower(task.key, on_output, self._credit)
             self._followers[task] = follower
             self._outputs.do(follower.run)
-        follower.put(piece)
+        follower.put(action, piece)
 
     def _name(self, sandbox: int) -> str:
         name = self._connection.names(0, sandbox)[1] if self._connection else None
@@ -679,7 +681,7 @@ class Engine:
             log("warning", "callback_raised", task_id=task.key, error=repr(exc))
         finally:
             # Neither holds the other any longer.
-            future._task = task.future = None
+            future._task = task.future = task.rebuilt = None
             self._followers.pop(task, None)
 
     def _outcome(
@@ -702,9 +704,13 @@ class Engine:
             return result, None, failure
         if task.call is None:
             return result, result, result.error
-        return result, *call_outcome(
-            task.record, result, lambda pickled: self._rebuild(pickled, task.call)
-        )
+        return result, *call_outcome(task.record, result, lambda got: self._rebuilt(task, got))
+
+    def _rebuilt(self, task: Task, pickled: bytes) -> Any:
+        """The object that a call gave: of one that was judged, the one that its policy saw."""
+        if task.rebuilt is None:
+            task.rebuilt = (self._rebuild(pickled, task.call),)
+        return task.rebuilt[0]
 
     def _log_end(self, task: Task, result: CellResult, failure: BaseException | None) -> None:
         # Whatever it is, who holds the future is told: no need to warn as well.

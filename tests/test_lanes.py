@@ -71,6 +71,16 @@ def test_the_sandbox_that_has_been_idle_longest_is_taken():
     assert add(one, A, 4, 5, 6) == [give(2, 4), give(3, 5), give(1, 6)]
 
 
+def test_of_those_that_are_idle_one_that_is_ready_is_taken_first():
+    one = lanes(3)
+    add(one, A, 1, 2, 3)
+    one.ended(1)
+    one.ended(2)
+    for sandbox in (2, 3, 99):
+        one.ready(sandbox)
+    assert add(one, A, 4, 5) == [give(2, 4), give(1, 5)]
+
+
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_only_so_many_run_at_once(most):
     one = lanes(most)
@@ -384,6 +394,34 @@ def test_the_loss_of_a_state_is_told_once():
     assert add(one, SESSION, 4) == [Refuse(4, "state", "gone")]
 
 
+def test_what_ran_in_a_lost_sandbox_does_not_hear_of_the_lost_state():
+    one = lanes()
+    add(one, SESSION, 1)
+    # As a sandbox tells its loss: first the end of what runs.
+    assert one.ended(1) == []
+    assert one.lost(1, "gone") == []
+    assert add(one, SESSION, 2) == [Refuse(2, "state", "gone")]
+    assert add(one, SESSION, 3) == [Make(2, SESSION), give(2, 3)], "it is told once"
+
+
+def test_what_a_lost_sandbox_did_not_begin_hears_of_the_lost_state():
+    one = lanes()
+    add(one, SESSION, 1, 2, 3)
+    assert one.ended(1) == [give(1, 2)]
+    told = [Refuse(2, "state", "gone"), Refuse(3, "state", "gone")]
+    assert one.lost(1, "gone") == told
+    assert add(one, SESSION, 4) == [Make(2, SESSION), give(2, 4)]
+
+
+def test_what_is_not_wanted_any_more_does_not_hear_of_the_lost_state_for_the_next():
+    one = lanes()
+    add(one, SESSION, 1, 2)
+    one.ended(1)
+    assert one.cancel(2) == [End(1, 2)]
+    assert one.lost(1, "gone") == [Refuse(2, "cancelled", "it was cancelled")]
+    assert add(one, SESSION, 3) == [Refuse(3, "state", "gone")]
+
+
 def test_a_session_may_lose_its_state_while_it_is_idle():
     one = lanes()
     worked(one, SESSION, 1)
@@ -436,6 +474,7 @@ class Walk(RuleBasedStateMachine):
         self.tight = False  # whether there may be too little room for one more sandbox
         self.newest = None  # the sandbox that was made last
         self.done = set()
+        self.begun = set()
         self.cancelled = set()
         self.owed = {}  # session -> whether the next is to be told that its state is lost
         self.failed = False
@@ -502,6 +541,7 @@ class Walk(RuleBasedStateMachine):
         self.waiting.pop(order.action, None)
         if order.kind == "state":
             assert self.owed[lane], "nothing was lost, or it was told"
+            assert order.action not in self.begun, "it is what lost the state"
             if not any(of == lane for of in self.waiting.values()):
                 self.owed[lane] = False
         elif order.kind == "cancelled":
@@ -557,10 +597,13 @@ class Walk(RuleBasedStateMachine):
         sandbox = self.draw_box(data)
         box = self.boxes[sandbox]
         if box.action is None:
-            if dies and box.lane in self.open and sandbox not in self.dropped:
+            if not dies:
+                self.lanes.ready(sandbox)
+            elif box.lane in self.open and sandbox not in self.dropped:
                 self.loses_state(sandbox)
         elif not box.running:
             box.running, box.new = True, False
+            self.begun.add(box.action)
         else:
             if dies:
                 self.loses_state(sandbox)

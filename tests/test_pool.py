@@ -856,6 +856,25 @@ def test_a_session_that_loses_its_state_tells_the_next_result():
     assert sends(pool.add(four)) == [four]
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_where_nothing_waits_the_next_task_hears_of_the_lost_state_and_no_other(late):
+    pool = connected()
+    one, two, three = some = tasks(3)
+    a_session(pool, *some)
+    running(pool, one)
+    if late:
+        # Its end is on its way.
+        pool.add(two)
+    assert fail(pool, one, "died") == [Settle(one)]
+    if not late:
+        pool.add(two)
+    assert fail(pool, two, "state") == [Settle(two)]
+    assert [type(error_of(task)) for task in (one, two)] == [SandboxDied, StateLost]
+    running(pool, three)
+    assert end(pool, three) == [Settle(three)]
+    assert error_of(three) is None
+
+
 @pytest.mark.parametrize("waiting", [0, 1, 2])
 def test_a_session_that_loses_its_runtime_tells_the_next_result(waiting):
     pool = connected()
@@ -1347,6 +1366,8 @@ class Walk(RuleBasedStateMachine):
 
     def hears_of_loss(self, task):
         if self.legal:
+            again = not isinstance(task.settings.retries, int)
+            assert again or task not in self.heard, "it is what lost the state"
             losses = self.losses.get(task.lane, [])
             assert losses, "nothing was lost"
             told = self.told.get(task.lane, [])

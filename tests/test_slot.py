@@ -591,6 +591,32 @@ def test_a_session_whose_sandbox_is_replaced_has_lost_its_state():
     assert len(of(LoseState, scene.orders)) == 1
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_a_session_whose_sandbox_had_begun_nothing_has_no_state_to_lose(used):
+    scene = Scene("session")
+    if used:
+        scene.begin()
+        scene.hear(*WHOLE)
+    scene.do(scene.slot.refused, scene.run(), "rejected", "no", 3.0)
+    assert len(of(LoseState, scene.orders)) == used
+    scene.orders.clear()
+    scene.do(scene.slot.made, "S2", 4.0)
+    scene.do(scene.slot.cut, "S2", "reset", 5.0)
+    assert of(LoseState, scene.orders) == []
+
+
+@pytest.mark.parametrize("refusal", ["unsent", "gone"])
+def test_a_cell_that_is_sent_elsewhere_hears_of_the_lost_state_itself(refusal):
+    scene = Scene("session")
+    scene.begin()
+    scene.hear(*WHOLE)
+    scene.orders.clear()
+    scene.do(scene.slot.refused, scene.run(), refusal, "why", 3.0)
+    # The lanes know that the slot is closed, and what it had run.
+    assert of(LoseState, scene.orders) == []
+    assert events(scene.orders) == [Closed(1, "why")]
+
+
 # ── the end ─────────────────────────────────────────────────────────────────
 
 
