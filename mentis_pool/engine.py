@@ -37,6 +37,8 @@ from mentis_pool.errors import (
     CellTimeout,
     DeadlineExceeded,
     MentisPoolError,
+    PayloadError,
+    ProtocolError,
     QueueFull,
     QueueTimeout,
     RuntimeUnavailable,
@@ -657,8 +659,13 @@ class Engine:
         value: Any = None
         failure: BaseException | None
         try:
-            result, value, failure = self._outcome(task, error)
-            self._log_end(task, result, failure)
+            failure = None
+            returned = None if error or wanted("info") else self._returned(task)
+            if returned is None:
+                result, value, failure = self._outcome(task, error)
+                self._log_end(task, result, failure)
+            else:
+                (value,) = returned
         except BaseException as exc:  # noqa: BLE001
             # A fault of ours, and the end of the executor: not before this one is told.
             failure = BrokenSandboxPool(f"the executor broke: {type(exc).__name__}: {exc}")
@@ -683,6 +690,18 @@ class Engine:
             # Neither holds the other any longer.
             future._task = task.future = task.rebuilt = None
             self._followers.pop(task, None)
+
+    def _returned(self, task: Task) -> tuple[Any] | None:
+        """What a call returned, where there is nothing else to tell of it: a short cut for most."""
+        pickled = None if task.call is None or task.rebuilt else task.record.returned()
+        if pickled is None:
+            return None
+        try:
+            value = self._rebuild(pickled, task.call)
+        except (PayloadError, ProtocolError):
+            return None  # what is wrong with it is told the long way
+        task.record.give_up_returned()
+        return (value,)
 
     def _outcome(
         self, task: Task, error: Exception | None

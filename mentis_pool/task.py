@@ -84,6 +84,9 @@ class Settings:
     idempotent: bool = False
 
 
+_RETURNED = Result()
+
+
 class Record:
     """What was said about a task, in order, and whether that is all.
 
@@ -119,6 +122,19 @@ class Record:
         self.said.append(observation)
         if isinstance(observation, End):
             self.ended = True
+
+    def returned(self) -> bytes | None:
+        """What a call returned, where there is nothing else to tell of it: no output, no parts."""
+        if len(self.said) < 3 or not self.ended:
+            return None
+        start, result, _ = self.said[-3:]
+        if isinstance(start, Start) and isinstance(result, Result) and result.failure is None:
+            return result.pickled
+        return None
+
+    def give_up_returned(self) -> None:
+        """Do not keep the bytes of `returned`."""
+        self.said[-2] = _RETURNED
 
     def take_pickled(self) -> tuple[bytes | None, Failure | None]:
         """What a call returned or raised in its last attempt; once it has ended, its bytes are not kept."""
