@@ -9,6 +9,7 @@ import inspect
 import itertools
 import math
 import os
+import sys
 import threading
 import time
 
