@@ -30,6 +30,10 @@ def numpy_packer(type_: type) -> Packer | None:
 
     if type_ is np.ndarray:
         return _pack_array
+    if type_ is np.recarray:
+        return lambda value: boxed("numpy.recarray", value.view(np.ndarray))
+    if type_.__name__ in _LINALG and getattr(_linalg(), type_.__name__, None) is type_:
+        return lambda value: boxed("numpy.linalg", type_.__name__, *value)
     if issubclass(type_, np.str_):
         return lambda value: boxed("numpy.str_", str(value))
     if issubclass(type_, np.generic):
@@ -216,6 +220,34 @@ def _make_str(text: str) -> Any:
     if type(text) is not str:
         raise TypeError("a numpy.str_ is made of a text")
     return np.str_(text)
+
+
+def _make_recarray(array: Any) -> Any:
+    import numpy as np
+
+    _only_array(array)
+    if array.dtype.names is None:
+        raise TypeError("an array of records is made of one with fields")
+    return array.view(np.recarray)
+
+
+# Numpy before 1.25 gave plain tuples.
+_LINALG = frozenset(("EigResult", "EighResult", "QRResult", "SlogdetResult", "SVDResult"))
+
+
+def _linalg() -> Any:
+    import numpy as np
+
+    linalg: Any = np.linalg
+    return getattr(linalg, "_linalg", None) or linalg.linalg  # numpy 2, and 1
+
+
+def _make_linalg(name: str, *parts: Any) -> Any:
+    import numpy as np
+
+    if name not in _LINALG or not all(isinstance(part, (np.ndarray, np.generic)) for part in parts):
+        raise TypeError("a result of numpy.linalg is made of arrays and numbers")
+    return getattr(_linalg(), name)(*parts)
 
 
 # ── pandas: scalars ─────────────────────────────────────────────────────────
@@ -605,6 +637,8 @@ MAKERS: dict[str, Maker] = {
     "numpy.scalar": _make_scalar,
     "numpy.str_": _make_str,
     "numpy.dtype": _dtype,
+    "numpy.recarray": _make_recarray,
+    "numpy.linalg": _make_linalg,
     "pytz.zone": _make_pytz,
     "pytz.offset": _make_pytz_offset,
     "pandas.Timestamp": _make_timestamp,

@@ -31,6 +31,8 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
         self.classes: dict[tuple[str, str], type] = {}
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is FunctionType and obj in _CLOUDPICKLES:
+            return NotImplemented
         if isinstance(obj, ModuleType):
             self.modules.add(obj.__name__)
             return super().reducer_override(obj)
@@ -60,6 +62,13 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             self.classes[module, name] = obj
         return reduced
 
+
+# What its pickles call, several times in each: cloudpickle would ask of each whether it has a name.
+_CLOUDPICKLES = frozenset(
+    function
+    for function in vars(cloudpickle.cloudpickle).values()
+    if type(function) is FunctionType and function.__module__ == cloudpickle.cloudpickle.__name__
+)
 
 # What cloudpickle gives for a class by value has a function to set its state. (For the types of
 # None and Ellipsis it has none: these are named.)

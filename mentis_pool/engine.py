@@ -17,6 +17,7 @@ engine. The engine refers to no executor, so that a forgotten one is collected.
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import signal
 import threading
@@ -296,7 +297,7 @@ class Engine:
             self._check_open()
             # First, so that nobody who waits for one gets this place.
             new = self._new_session(opened)
-        self.close_session(lane)
+        self.close_session(lane, "its session was restarted")
         return new
 
     def _new_session(self, opened: Open) -> int:
@@ -312,10 +313,10 @@ class Engine:
             task = self._pool.running_in(lane)
         return task is not None and self.interrupt(task)
 
-    def close_session(self, lane: int) -> None:
-        """A session is of no more use."""
+    def close_session(self, lane: int, reason: str) -> None:
+        """A session is of no more use; what runs in it is told why."""
         if os.getpid() == self._pid:
-            self._decide_for_caller(self._pool.close_session, lane)
+            self._decide_for_caller(self._pool.close_session, lane, reason)
 
     def abandon(self) -> None:
         """As `shutdown`, for a finalizer: takes no lock, since it may run inside any code."""
@@ -378,7 +379,7 @@ class Engine:
             elif isinstance(order, OpenLane):
                 self._flush()
             elif isinstance(order, CloseLane):
-                self._post([Close(order.lane)], order.connection)
+                self._post([Close(order.lane, order.reason)], order.connection)
                 self._lanes.pop(order.lane, None)
             elif isinstance(order, Withdraw):
                 self._post([CancelAction(order.action)], order.connection)
@@ -421,6 +422,7 @@ class Engine:
             deadline=left,
             max_output=task.max_output,
             window=None if settings.on_output is None else WINDOW,
+            number=task.number,
         )
         with self._lock:
             # It may have been lost meanwhile, and sent again by another thread; or be
@@ -432,8 +434,8 @@ class Engine:
             self._decide(self._pool.unsent, order.action)
         self._flush()
 
-    def _credit(self, task: Task, count: int) -> None:
-        self._post([Credit(task.action, count)], self._generation)
+    def _credit(self, action: int, count: int) -> None:
+        self._post([Credit(action, count)], self._generation)
 
     def _cancel(self, task: Task) -> None:
         # One that its user cancelled already stays so; either way its waiters are told.
@@ -444,7 +446,9 @@ class Engine:
 
     def _forget(self, task: Task) -> None:
         """The task was cancelled."""
-        self._log("info", "task_cancelled", task)
+        if wanted("info"):
+            queued = round(task.queued(time.monotonic()), 6)
+            self._log("info", "task_cancelled", task, queued=queued, running=0.0, output_bytes=0)
         # Neither holds the other any longer.
         task.future._task = None
         follower = self._followers.pop(task, None)
@@ -505,16 +509,22 @@ class Engine:
         # What these events have sent goes together.
         self._corked = True
         try:
-            for event in events:
-                self._hear(event, now)
+            for action, group in itertools.groupby(events, _action_of):
+                said: list[Observation] = []
+                for event in group:
+                    if isinstance(event, Said):
+                        said.append(event.observation)
+                    else:
+                        self._hear(event)
+                if action is not None:
+                    # What is said of one action at once is one decision.
+                    self._hear_said(action, said, now)
         finally:
             self._corked = False
             self._flush()
 
-    def _hear(self, event: Event, now: float) -> None:
-        if isinstance(event, Said):
-            self._hear_said(event.action, event.observation, now)
-        elif isinstance(event, Closed):
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Closed):
             self._sandboxes.discard(event.sandbox)
             name = self._name(event.sandbox)
             if event.lost:
@@ -532,30 +542,35 @@ class Engine:
         elif isinstance(event, Broken):
             raise BrokenSandboxPool(event.reason, event.traceback, event.output)
 
-    def _hear_said(self, action: int, observation: Observation, now: float) -> None:
+    def _hear_said(self, action: int, said: list[Observation], now: float) -> None:
         with self._lock:
             task = self._pool.task_of(action)
-        future = None if task is None else task.future
-        if isinstance(observation, Start) and future is not None:
-            assert self._connection is not None
-            names = self._connection.names(action, observation.sandbox)
-            future.action_id, future.sandbox_id = names
-        if task is not None and isinstance(observation, Stream):
-            self._follow(task, observation)
-        self._decide(self._pool.said, action, observation, now)
-        if future is not None:
+        if task is not None:
+            future = task.future
+            for observation in said:
+                if isinstance(observation, Start):
+                    assert self._connection is not None
+                    names = self._connection.names(action, observation.sandbox)
+                    future.action_id, future.sandbox_id = names
+                elif isinstance(observation, Stream):
+                    self._follow(task, action, observation)
+        self._decide(self._said, action, said, now)
+        if task is not None:
             future._heard()
 
-    def _follow(self, task: Task, piece: Stream) -> None:
+    def _said(self, action: int, said: list[Observation], now: float) -> list[Order]:
+        return [order for each in said for order in self._pool.said(action, each, now)]
+
+    def _follow(self, task: Task, action: int, piece: Stream) -> None:
         on_output = task.settings.on_output
         if on_output is None:
             return
         follower = self._followers.get(task)
         if follower is None:
-            follower = Follower(task.key, on_output, lambda count: self._credit(task, count))
+            follower = Follower(task.key, on_output, self._credit)
             self._followers[task] = follower
             self._outputs.do(follower.run)
-        follower.put(piece)
+        follower.put(action, piece)
 
     def _name(self, sandbox: int) -> str:
         name = self._connection.names(0, sandbox)[1] if self._connection else None
@@ -666,7 +681,7 @@ class Engine:
             log("warning", "callback_raised", task_id=task.key, error=repr(exc))
         finally:
             # Neither holds the other any longer.
-            future._task = task.future = None
+            future._task = task.future = task.rebuilt = None
             self._followers.pop(task, None)
 
     def _outcome(
@@ -689,9 +704,13 @@ class Engine:
             return result, None, failure
         if task.call is None:
             return result, result, result.error
-        return result, *call_outcome(
-            task.record, result, lambda pickled: self._rebuild(pickled, task.call)
-        )
+        return result, *call_outcome(task.record, result, lambda got: self._rebuilt(task, got))
+
+    def _rebuilt(self, task: Task, pickled: bytes) -> Any:
+        """The object that a call gave: of one that was judged, the one that its policy saw."""
+        if task.rebuilt is None:
+            task.rebuilt = (self._rebuild(pickled, task.call),)
+        return task.rebuilt[0]
 
     def _log_end(self, task: Task, result: CellResult, failure: BaseException | None) -> None:
         # Whatever it is, who holds the future is told: no need to warn as well.
@@ -777,6 +796,10 @@ def _copy(error: Exception) -> MentisPoolError:
         copied = copy.copy(error)
     copied.__cause__ = error
     return copied
+
+
+def _action_of(event: Event) -> int | None:
+    return event.action if isinstance(event, Said) else None
 
 
 def _output_bytes(said: list[Observation]) -> int:

@@ -267,3 +267,13 @@ class BrokenSandboxPool(MentisPoolError, BrokenExecutor):
         super().__init__(message)
         self.traceback = traceback
         self.output = output
+
+
+def in_words(exc: BaseException) -> str:
+    """An exception's name and what it says, in at most 1000 characters, for another's message."""
+    name = type(exc).__name__
+    try:
+        said = str(exc)
+    except BaseException:  # noqa: BLE001 - its __str__ is anybody's code
+        return name
+    return f"{name}: {said}"[:1000] if said else name

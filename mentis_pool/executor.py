@@ -366,6 +366,9 @@ class SandboxExecutor(Executor):
     def session(self, *, wait: bool = False, timeout: float | None = None) -> Session:
         """A sandbox kept for cells in order, which find what the earlier ones left.
 
+        It is there besides those of the other tasks, idle or not; what runs in it counts
+        as one of the ``max_workers`` tasks that run at once.
+
         Args:
             wait: whether to wait while there are as many sessions as ``max_workers``.
             timeout: seconds to wait at most.

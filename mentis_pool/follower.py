@@ -18,23 +18,25 @@ class Follower:
     Args:
         task_id: for the log.
         on_output: the user's function.
-        credit: called with the number of bytes that were taken.
+        credit: called with an action and the number of its bytes that were taken.
     """
 
     def __init__(
         self,
         task_id: str,
         on_output: Callable[[Stream], object],
-        credit: Callable[[int], None],
+        credit: Callable[[int, int], None],
     ) -> None:
         self._task_id = task_id
         self._on_output = on_output
         self._credit = credit
-        self._pieces: queue.SimpleQueue[Stream | Callable[[], None]] = queue.SimpleQueue()
+        self._pieces: queue.SimpleQueue[tuple[int, Stream] | Callable[[], None]] = (
+            queue.SimpleQueue()
+        )
 
-    def put(self, piece: Stream) -> None:
-        """The next piece; never waits."""
-        self._pieces.put(piece)
+    def put(self, action: int, piece: Stream) -> None:
+        """The next piece, which this action wrote; never waits."""
+        self._pieces.put((action, piece))
 
     def end(self, then: Callable[[], None]) -> None:
         """There is no more: call ``then`` when the last piece was taken."""
@@ -42,9 +44,13 @@ class Follower:
 
     def run(self) -> None:
         """Call the function with each piece, until `end`, which comes for every task."""
-        taken = 0
+        of = taken = 0
         raised = False
-        while isinstance(piece := self._pieces.get(), Stream):
+        while isinstance(got := self._pieces.get(), tuple):
+            action, piece = got
+            if action != of:
+                # The task is run again.
+                of, taken = action, 0
             try:
                 self._on_output(piece)
             except BaseException as exc:  # noqa: BLE001 - the user's function; the task goes on
@@ -53,6 +59,6 @@ class Follower:
                 raised = True
             taken += len(piece.data)
             if taken >= WINDOW // 4:
-                self._credit(taken)
+                self._credit(action, taken)
                 taken = 0
-        piece()
+        got()

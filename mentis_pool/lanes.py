@@ -1,8 +1,9 @@
 """Which sandbox runs which action.
 
 A lane has sandboxes of its own: of a shared lane any that is idle will do, a
-session's lane has one, which keeps its state. What was added first begins first,
-whatever its lane; what waits behind a session's own cell is passed over.
+session's lane has one, which keeps its state. What has the lowest number begins
+first, whatever its lane and whenever it came; what waits behind a session's own cell
+is passed over. A sandbox whose actions are done at once has a few of them given ahead.
 
 Pure: every method returns the orders to carry out. Ours keeps the lanes of its
 clients in the runtime; where an original runtime serves, the client keeps them.
@@ -20,6 +21,8 @@ R = TypeVar("R")
 
 DEATHS = 5
 """So many sandboxes in a row may be lost before one of them ran anything."""
+AHEAD = 8
+"""So many actions may be given to a sandbox besides the one that it runs."""
 TRY_AGAIN = 50
 """After so many ends there may be more room than there was."""
 
@@ -57,6 +60,7 @@ class Drop:
     """End this sandbox, with what runs in it."""
 
     sandbox: int
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +83,11 @@ Order = Make | Give[Any] | End | Drop | Refuse | Fail
 
 
 class _Waiting(NamedTuple):
+    """The lower begins first."""
+
     number: int
     action: int
     run: Any
-
-
-def _number(waiting: _Waiting) -> int:
-    return waiting.number
 
 
 class _Lane:
@@ -103,6 +105,13 @@ class _Lane:
         """Why a session's state is lost, until somebody was told."""
         self.deaths = 0
 
+    def wait(self, one: _Waiting) -> None:
+        """In its place: it may have come before, and been lost."""
+        if self.waiting and one < self.waiting[-1]:
+            bisect.insort(self.waiting, one)
+        else:
+            self.waiting.append(one)
+
 
 class Lanes(Generic[R]):
     """The lanes of one client.
@@ -116,8 +125,10 @@ class Lanes(Generic[R]):
         self._lanes: dict[int, _Lane] = {}
         self._of: dict[int, _Lane] = {}
         """Lanes by sandbox, as long as it is not known to be gone."""
-        self._given: dict[int, _Waiting] = {}
-        """What each busy sandbox has."""
+        self._given: dict[int, list[_Waiting]] = {}
+        """What each busy sandbox has: what it runs first."""
+        self._prompt: set[int] = set()
+        """Sandboxes that take actions ahead."""
         self._at: dict[int, int] = {}
         """Sandboxes by action."""
         self._unwanted: set[int] = set()
@@ -130,14 +141,13 @@ class Lanes(Generic[R]):
         """How many actions have ended."""
         self._try_at = 0
         """After so many ends there may be more room."""
-        self._numbers = itertools.count(1)
         self._sandboxes = itertools.count(1)
 
     def open(self, lane: int, session: bool) -> None:
         """A new lane."""
         self._lanes[lane] = _Lane(lane, session)
 
-    def close(self, lane: int, reason: str = "its session was closed") -> list[Order]:
+    def close(self, lane: int, reason: str) -> list[Order]:
         """A lane is of no more use."""
         closed = self._lanes.pop(lane, None)
         if closed is None:
@@ -145,18 +155,19 @@ class Lanes(Generic[R]):
         orders: list[Order] = [
             Refuse(waiting.action, "cancelled", reason) for waiting in closed.waiting
         ]
-        orders += [Drop(sandbox) for sandbox in sorted(closed.sandboxes)]
+        closed.waiting.clear()
+        orders += [Drop(sandbox, reason) for sandbox in sorted(closed.sandboxes)]
         return [*orders, *self._go_on()]
 
-    def add(self, lane: int, action: int, run: R) -> list[Order]:
-        """A new action."""
+    def add(self, lane: int, action: int, run: R, number: int) -> list[Order]:
+        """A new action; those of lower numbers begin before it, of the same one those of lower names."""
         its = self._lanes.get(lane)
         if its is None:
             return [Refuse(action, "rejected", f"there is no lane {lane}")]
         if its.lost is not None:
             reason, its.lost = its.lost, None
             return [Refuse(action, "state", reason)]
-        its.waiting.append(_Waiting(next(self._numbers), action, run))
+        its.wait(_Waiting(number, action, run))
         return self._go_on()
 
     def cancel(self, action: int) -> list[Order]:
@@ -175,22 +186,35 @@ class Lanes(Generic[R]):
         """The sandbox that has this action."""
         return self._at.get(action)
 
-    def ended(self, action: int) -> list[Order]:
-        """All was said of an action: its sandbox is free."""
-        sandbox = self._at.pop(action, None)
+    def ended(self, action: int, prompt: bool = False) -> list[Order]:
+        """All was said of an action; ``prompt``: its sandbox takes others ahead."""
+        sandbox = self._at.get(action)
         if sandbox is None:
             return []
-        del self._given[sandbox]
+        self._take(sandbox, action)
         self._unwanted.discard(action)
         lane = self._of[sandbox]
         lane.deaths = 0
         lane.begun, lane.renewed = not lane.renewed, False
-        lane.idle.append(sandbox)
+        if prompt:
+            self._prompt.add(sandbox)
+        else:
+            self._prompt.discard(sandbox)
         self._worked.add(sandbox)
         self._ended += 1
         if self._ended >= self._try_at:
             self._room = None
         return self._go_on()
+
+    def returned(self, sandbox: int, actions: list[int]) -> list[Order]:
+        """A sandbox does not begin these: what it runs takes longer."""
+        self._prompt.discard(sandbox)
+        orders: list[Order] = []
+        for action in actions:
+            if self._at.get(action) == sandbox:
+                given = self._take(sandbox, action)
+                orders += self._wait_again(self._of[sandbox], given, "its lane was closed")
+        return [*orders, *self._go_on()]
 
     def ready(self, sandbox: int) -> None:
         """An idle sandbox has cleaned up after its last action, and can begin at once."""
@@ -214,7 +238,7 @@ class Lanes(Generic[R]):
         self._worked.discard(sandbox)
         if lane is None:
             return []
-        orders = self._wait_again(lane, given, reason)
+        orders = [order for each in given for order in self._wait_again(lane, each, reason)]
         lane.renewed = False
         if self._lanes.get(lane.number) is not lane:
             # It was to end: that says nothing of how others would fare.
@@ -239,7 +263,7 @@ class Lanes(Generic[R]):
         lane, given = self._remove(sandbox)
         if lane is None:
             return []
-        orders = self._wait_again(lane, given, reason)
+        orders = [order for each in given for order in self._wait_again(lane, each, reason)]
         self._room = len(self._of)
         self._try_at = self._ended + TRY_AGAIN
         orders += self._give()
@@ -258,28 +282,38 @@ class Lanes(Generic[R]):
 
     # ── the rules ───────────────────────────────────────────────────────────
 
-    def _remove(self, sandbox: int) -> tuple[_Lane | None, _Waiting | None]:
+    def _take(self, sandbox: int, action: int) -> _Waiting:
+        """Take an action from the sandbox that has it."""
+        given = self._given[sandbox]
+        (taken,) = (each for each in given if each.action == action)
+        given.remove(taken)
+        del self._at[action]
+        if not given:
+            del self._given[sandbox]
+            self._of[sandbox].idle.append(sandbox)
+        return taken
+
+    def _remove(self, sandbox: int) -> tuple[_Lane | None, list[_Waiting]]:
         lane = self._of.pop(sandbox, None)
         if lane is None:
-            return None, None
+            return None, []
         lane.sandboxes.discard(sandbox)
+        self._prompt.discard(sandbox)
         if sandbox in lane.idle:
             lane.idle.remove(sandbox)
-        given = self._given.pop(sandbox, None)
-        if given is not None:
-            del self._at[given.action]
+        given = self._given.pop(sandbox, [])
+        for each in given:
+            del self._at[each.action]
         return lane, given
 
-    def _wait_again(self, lane: _Lane, given: _Waiting | None, reason: str) -> list[Order]:
+    def _wait_again(self, lane: _Lane, given: _Waiting, reason: str) -> list[Order]:
         """What a sandbox did not begin keeps its place, unless nobody wants it any more."""
-        if given is None:
-            return []
         if given.action in self._unwanted:
             self._unwanted.remove(given.action)
             return [Refuse(given.action, "cancelled", "it was cancelled")]
         if self._lanes.get(lane.number) is not lane:
             return [Refuse(given.action, "cancelled", reason)]
-        bisect.insort(lane.waiting, given, key=_number)
+        lane.wait(given)
         return []
 
     def _lose_state(self, lane: _Lane, reason: str) -> list[Order]:
@@ -315,16 +349,34 @@ class Lanes(Generic[R]):
             ready = [lane for lane in self._lanes.values() if lane.waiting and self._can_run(lane)]
             if not ready:
                 break
-            lane = min(ready, key=lambda lane: lane.waiting[0].number)
+            lane = min(ready, key=lambda lane: lane.waiting[0])
             if not lane.idle:
                 orders += self._make(lane)
-            # One that is ready, where there is one.
-            sandbox = lane.idle.popleft()
-            given = lane.waiting.popleft()
-            self._given[sandbox] = given
-            self._at[given.action] = sandbox
-            orders.append(Give(sandbox, given.action, given.run))
+            # The first is one that is ready, where there is one.
+            orders.append(self._give_next(lane, lane.idle.popleft()))
+        return [*orders, *self._give_ahead()] if self._prompt else orders
+
+    def _give_ahead(self) -> list[Order]:
+        """What could not be given to a free sandbox goes to busy ones, the oldest first."""
+        orders: list[Order] = []
+        while waits := [lane for lane in self._lanes.values() if self._is_held_up(lane)]:
+            lane = min(waits, key=lambda lane: lane.waiting[0])
+            takes = [sandbox for sandbox in self._prompt & lane.sandboxes if sandbox in self._given]
+            sandbox = min(takes, key=lambda sandbox: len(self._given[sandbox]), default=None)
+            if sandbox is None or len(self._given[sandbox]) > AHEAD:
+                break
+            orders.append(self._give_next(lane, sandbox))
         return orders
+
+    def _is_held_up(self, lane: _Lane) -> bool:
+        """Whether something waits there, and for more than its own session."""
+        return bool(lane.waiting) and (not lane.session or not lane.sandboxes or bool(lane.idle))
+
+    def _give_next(self, lane: _Lane, sandbox: int) -> Order:
+        given = lane.waiting.popleft()
+        self._given.setdefault(sandbox, []).append(given)
+        self._at[given.action] = sandbox
+        return Give(sandbox, given.action, given.run)
 
     def _can_run(self, lane: _Lane) -> bool:
         if lane.idle:
@@ -338,7 +390,7 @@ class Lanes(Generic[R]):
         other = self._idle_other()
         if self._room is not None and len(self._of) >= self._room and other is not None:
             self._remove(other)
-            orders.append(Drop(other))
+            orders.append(Drop(other, "it made way for another"))
         sandbox = next(self._sandboxes)
         self._of[sandbox] = lane
         lane.sandboxes.add(sandbox)

@@ -14,7 +14,7 @@ from io import BytesIO
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple, TypeAlias
 
-from mentis_pool.errors import PayloadError
+from mentis_pool.errors import PayloadError, in_words
 from mentis_pool.pool_stream import MAX_RUN
 
 Classes: TypeAlias = Mapping[tuple[str, str], type]
@@ -43,7 +43,7 @@ def pickle_variables(variables: dict[str, object]) -> dict[str, bytes]:
         largest = max(pickles, key=lambda name: len(pickles[name]))
         raise PayloadError(
             f"the variables have {total} bytes, over the limit of {MAX_RUN}; "
-            f"the largest is {largest!r} with {len(pickles[largest])}"
+            f"the largest is {largest!r} with {len(pickles[largest])}; write it to a file"
         )
     return pickles
 
@@ -57,7 +57,7 @@ def _pickle(name: str, value: object) -> bytes:
         return bytes(cloudpickle.dumps(value, 5))
     except Exception as exc:  # pickling runs any code of the value's class
         raise PayloadError(
-            f"the variable {name!r} ({type(value).__name__}) cannot travel to a sandbox: {exc}"
+            f"the variable {name!r} ({type(value).__name__}) cannot travel to a sandbox: {in_words(exc)}"
         ) from exc
 
 
@@ -85,11 +85,23 @@ def pack_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
     Raises:
         PayloadError: something cannot be pickled; the message says which argument, or that
-            it is the callable.
+            it is the callable. Or it is all too large.
     """
+    call = _packed(fn, args, kwargs)
+    if len(call.pickled) > MAX_RUN:
+        raise PayloadError(
+            f"the call has {len(call.pickled)} bytes, over the limit of {MAX_RUN}: "
+            "write what is large to a file, and pass its absolute path"
+        )
+    return call
+
+
+def _packed(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     call = (fn, args, kwargs)
     try:
-        return _by_name(call)
+        # With a function of __main__ it would be in vain.
+        if type(fn) is not FunctionType or _can_be_imported(fn.__module__):
+            return _by_name(call)
     except (Exception, SystemExit):  # noqa: BLE001 - pickling runs any code of the objects' classes
         # Something has no name in the sandbox; or it cannot be pickled at all, and then
         # the other way says why.
@@ -121,17 +133,9 @@ def _culprit(
             _by_value(value)
         except (Exception, SystemExit) as own:  # noqa: BLE001 - as above
             return PayloadError(
-                f"{place} ({type(value).__name__}) cannot travel to a sandbox: {_text(own)}"
+                f"{place} ({type(value).__name__}) cannot travel to a sandbox: {in_words(own)}"
             )
-    return PayloadError(f"the call cannot travel to a sandbox: {_text(exc)}")
-
-
-def _text(exc: BaseException) -> str:
-    """What an exception says, with its name where it says nothing."""
-    try:
-        return str(exc) or type(exc).__name__
-    except Exception:  # noqa: BLE001 - its __str__ is anybody's code
-        return type(exc).__name__
+    return PayloadError(f"the call cannot travel to a sandbox: {in_words(exc)}")
 
 
 class _NotByNameError(pickle.PicklingError):
@@ -158,7 +162,7 @@ class _ByName(pickle.Pickler):
         module = named.__module__
         if module not in self.modules and module is not None:
             if not _can_be_imported(module):
-                raise _NotByNameError(f"{named.__qualname__} of {module} has no name in a sandbox")
+                raise _NotByNameError
             self.modules.add(module)
         return NotImplemented
 

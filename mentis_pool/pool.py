@@ -1,8 +1,8 @@
 """Which task goes to the runtime, and what becomes of it.
 
 Tasks wait here, in the order of their submission; a few more than may run at once
-are at the runtime, which has them ready for sandboxes that become free. A session's
-tasks have a lane of their own, and go one ahead.
+are at the runtime, which has them ready for sandboxes that become free and begins
+with the oldest. A session's tasks have a lane of their own, and go one ahead.
 
 Nothing here waits, sends, logs or reads a clock. Every method is called with
 the engine's lock held and returns the orders to carry out once it is released.
@@ -54,6 +54,7 @@ class CloseLane:
 
     lane: int
     connection: int
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,17 +255,17 @@ class Pool:
         self._lanes[number] = _Lane(number, True)
         return number
 
-    def close_session(self, number: int) -> list[Order]:
-        """Its tasks that wait are cancelled, what runs is ended."""
+    def close_session(self, number: int, reason: str) -> list[Order]:
+        """Its tasks that wait are cancelled, what runs is ended; whoever hears of that is told why."""
         lane = self._lanes.pop(number, None)
         if lane is None:
             return []
         orders: list[Order] = []
         for task in [*lane.queue, *self._elsewhere()]:
             if task.lane == number:
-                orders += self._drop(task, "its session was closed")
+                orders += self._drop(task, reason)
         if not self._stopped:
-            orders.append(CloseLane(number, lane.connection))
+            orders.append(CloseLane(number, lane.connection, reason))
         return [*orders, *self._go_on()]
 
     def shutdown(self, cancel: bool) -> list[Order]:
@@ -313,20 +314,23 @@ class Pool:
         self._connected = False
         self._failures += 1
         orders: list[Order] = []
-        # So many may have begun, and not yet be known to.
-        doubtful = self._max_workers
-        for task in sorted(self._at_runtime.values(), key=_number):
+        # As many as there are workers may have begun, and not yet be known to: one had not
+        # while so many waited there that were sent before it and are older.
+        doubtful: list[int] = []
+        for task in list(self._at_runtime.values()):
             self._take_back(task)
             if task.ended:
                 continue
             lane = self._lanes[task.lane]
             only_sent = task.waits and not task.known
-            if only_sent and (lane.begun or doubtful <= 0):
+            before = bisect.bisect(doubtful, task.number)
+            if only_sent and (lane.begun or before >= self._max_workers):
                 # It only waited there; before those that wait here behind it.
                 task.unsent()
                 bisect.insort(lane.queue, task, key=_number)
             else:
-                doubtful -= only_sent
+                if only_sent:
+                    doubtful.insert(before, task.number)
                 orders += self._over(task, task.lost(reason, now, kind), reason)
         for lane in self._lanes.values():
             if lane.begun:
@@ -456,18 +460,24 @@ class Pool:
         )
 
     def _next_lane(self) -> _Lane | None:
-        """The one whose first task is the oldest of those that may go."""
+        """The one whose first task goes next: the oldest, but for those that wait for their session.
+
+        One that the lanes share which may not go yet holds up all that are younger: a
+        session's task, sent now, would begin before it.
+        """
         found: _Lane | None = None
         for lane in self._lanes.values():
             while lane.queue and lane.queue[0].ended:
                 lane.queue.popleft()
             if (
                 lane.queue
-                and (self._may_follow(lane.last) if lane.session else self._may_go_ahead())
                 and (found is None or lane.queue[0].number < found.queue[0].number)
+                and (not lane.session or self._may_follow(lane.last))
             ):
                 found = lane
-        return found
+        if found is None or found.session or self._may_go_ahead():
+            return found
+        return None
 
     def _may_follow(self, last: Task | None) -> bool:
         """Whether a session's next task may go: it is to find what the last one left.

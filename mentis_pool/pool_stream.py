@@ -100,6 +100,8 @@ class Run(_Message, tag=1, frozen=True):
     ``timeout`` is in seconds from its start, ``deadline`` in seconds from now.
     ``window`` bounds the bytes of output that are on their way unconfirmed by
     `Credit` (None: no such bound, ``max_output`` bytes of each stream are sent at most).
+    Of all runs of a client that could begin, that of the lowest ``number`` does, of the same
+    one that of the lowest ``action``: what is sent again keeps its number, and so its place.
     """
 
     action: int
@@ -110,6 +112,7 @@ class Run(_Message, tag=1, frozen=True):
     deadline: float | None = None
     max_output: int | None = None
     window: int | None = None
+    number: int = 0
 
 
 class Credit(_Message, tag=2, frozen=True):
@@ -120,9 +123,10 @@ class Credit(_Message, tag=2, frozen=True):
 
 
 class Close(_Message, tag=3, frozen=True):
-    """End a lane, its sandboxes, and all that runs in them."""
+    """End a lane, its sandboxes, and all that runs in them, which is told this reason."""
 
     lane: int
+    reason: str = "it was closed"
 
 
 class Cancel(_Message, tag=4, frozen=True):

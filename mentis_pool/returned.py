@@ -18,8 +18,11 @@ from typing import Any, cast
 
 from mentis_pool import standard_types
 from mentis_pool.boxes import Boxed, box, boxed
-from mentis_pool.errors import PayloadError
+from mentis_pool.errors import PayloadError, in_words
 from mentis_pool.standard_types import Packer
+
+MAX_RESULT = 1 << 30
+"""Bytes of what one call may return."""
 
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes, bytearray))
 
@@ -28,10 +31,10 @@ def pack_value(value: object) -> bytes:
     """Pickle what a call returned.
 
     Raises:
-        PayloadError: it cannot be pickled, or is of no kind that travels.
+        PayloadError: it cannot be pickled, is of no kind that travels, or is too large.
     """
     if type(value) in _PLAIN:
-        return pickle.dumps(value, 5)
+        return _bounded("the result", pickle.dumps(value, 5))
     return _pack("the result", value)
 
 
@@ -39,7 +42,7 @@ def pack_exception(exc: BaseException) -> bytes:
     """Pickle what a call raised: class, arguments and attributes; no cause, no traceback.
 
     Raises:
-        PayloadError: an argument or attribute cannot be pickled.
+        PayloadError: an argument or attribute cannot be pickled, or is too large.
     """
     return _pack("the exception", exc)
 
@@ -50,16 +53,18 @@ def _pack(what: str, value: object) -> bytes:
         _Pickler(file, 5).dump(value)
     except Exception as exc:  # pickling runs any code of the value's class
         raise PayloadError(
-            f"{what} ({type(value).__name__}) cannot travel from the sandbox: {_text(exc)}"
+            f"{what} ({type(value).__name__}) cannot travel from the sandbox: {in_words(exc)}"
         ) from exc
-    return file.getvalue()
+    return _bounded(what, file.getvalue())
 
 
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc) or type(exc).__name__
-    except Exception:  # noqa: BLE001 - its __str__ is anybody's code
-        return type(exc).__name__
+def _bounded(what: str, pickled: bytes) -> bytes:
+    if len(pickled) > MAX_RESULT:
+        raise PayloadError(
+            f"{what} has {len(pickled)} bytes, over the limit of {MAX_RESULT}: "
+            "write it to a file that lasts (not in the sandbox's own directories), and return its path"
+        )
+    return pickled
 
 
 class _Pickler(pickle.Pickler):
@@ -73,11 +78,7 @@ class _Pickler(pickle.Pickler):
         return packer(obj)
 
 
-_packers: dict[type, Packer] = {
-    # Not found under their names.
-    type(...): lambda value: boxed("Ellipsis"),
-    type(NotImplemented): lambda value: boxed("NotImplemented"),
-}
+_packers: dict[type, Packer] = dict(standard_types.UNNAMED)
 
 
 def _packer_of(type_: type) -> Packer:
@@ -98,8 +99,10 @@ def _listed(type_: type) -> Packer | None:
         from mentis_pool import array_types
 
         return array_types.PACKER_OF[package](type_)
-    for name, packer in standard_types.PACKERS.get(package, {}).items():
-        if getattr(sys.modules.get(package), name, None) is type_:
+    name = type_.__name__
+    for home in (type_.__module__, package):
+        packer = standard_types.PACKERS.get(home, {}).get(name)
+        if packer is not None and getattr(sys.modules.get(home), name, None) is type_:
             return packer
     return None
 

@@ -82,7 +82,7 @@ class Session:
         return self._engine.interrupt_session(self._shared.lane)
 
     def restart(self) -> None:
-        """Begin anew, in a new sandbox: what runs is ended, what waits is cancelled.
+        """Begin anew, in a new sandbox: what runs is ended (`SandboxDied`), what waits is cancelled.
 
         Raises:
             BrokenSandboxPool, RuntimeError: as `submit`.
@@ -95,12 +95,12 @@ class Session:
 
         Args:
             wait: whether what was submitted is done before; otherwise what runs is
-                ended, what waits is cancelled.
+                ended (`SandboxDied`), what waits is cancelled.
         """
         self._shared.closed = True
         if wait:
             concurrent.futures.wait(self._shared.futures.copy())
-        self._engine.close_session(self._shared.lane)
+        self._engine.close_session(self._shared.lane, "its session was closed")
 
     def __enter__(self) -> Session:
         return self

@@ -98,7 +98,7 @@ class Tell:
 
 @dataclasses.dataclass(frozen=True)
 class LoseState:
-    """What a session had in its sandbox is gone; `Lanes.state_lost` is to know."""
+    """What a session had in its sandbox is gone, but the slot goes on; `Lanes.state_lost` is to know."""
 
     reason: str
 
@@ -181,6 +181,8 @@ class Slot:
         self._fresh = opened.state == "fresh"
         self._opened_at: float | None = now
         self._sandbox: str | None = None
+        self._used = False
+        """Whether a cell may have begun in it."""
         self._next: str | None = None
         self._making = False
         self._waiting: tuple[Run, str] | None = None
@@ -229,10 +231,12 @@ class Slot:
             return [Skip(self._sandbox or "", "v1 has no interrupt: the cell goes on")]
         return self._fail(Error("died", "its sandbox was deleted", signal=number), now)
 
-    def close(self) -> list[Order]:
-        """End: what is there is deleted, what comes later as well."""
+    def close(self, reason: str, now: float) -> list[Order]:
+        """End: what is there is deleted, what comes later as well; a cell in flight is told why."""
         self._closed = True
-        return self._delete_all()
+        died = Error("died", f"the sandbox was lost: {reason}")
+        told = self._fail(died, now) if self._cell is not None else []
+        return [*told, *self._delete_all()]
 
     def lose(self, reason: str, now: float) -> list[Order]:
         """The runtime cannot be reached any more: what became of a cell in flight is not known."""
@@ -335,7 +339,7 @@ class Slot:
         if self._cell is not None:
             lost = Error("unknown", f"its stream was cut, and what was said is lost: {reason}")
             return self._fail(lost, now)
-        return [*self._spoil(), *self._go_on(now)]
+        return [*self._replace(), *self._go_on(now)]
 
     @property
     def deadline(self) -> float | None:
@@ -468,8 +472,11 @@ class Slot:
         # Its probes are over with it; those without an answer yet are found to be so then.
         self._old += self._actions
         self._actions = {}
-        orders = self._spoil() if spoiled or self._fresh else []
-        timed_out = any(isinstance(each, Error) and each.kind == "timeout" for each in said)
+        errors = [each.kind for each in said if isinstance(each, Error)]
+        # What was rejected did not begin.
+        self._used = self._used or "rejected" not in errors
+        orders = self._replace() if spoiled or self._fresh else []
+        timed_out = "timeout" in errors
         seconds = now - cell.started if cell.accepted or timed_out else 0.0
         # The next sandbox is on its way before the pool is told, and sends the next cell.
         return [
@@ -478,19 +485,22 @@ class Slot:
             *self._say(cell.run.action, [*said, End(seconds)]),
         ]
 
+    def _replace(self) -> list[Order]:
+        """The current sandbox is not used again, and another takes its place."""
+        lost: list[Order] = []
+        if self._opened.state == "session" and self._used:
+            lost = [LoseState("the session's sandbox had to be replaced")]
+        return [*lost, *self._spoil()]
+
     def _spoil(self) -> list[Order]:
         """The current sandbox is not used again."""
         sandbox, self._sandbox = self._sandbox, None
+        self._used = False
         self._actions.clear()
         self._early.clear()
         self._old.clear()
         self._posted.clear()
-        if sandbox is None:
-            return []
-        lost: list[Order] = []
-        if self._opened.state == "session":
-            lost = [LoseState("the session's sandbox had to be replaced")]
-        return [*lost, Delete(sandbox)]
+        return [] if sandbox is None else [Delete(sandbox)]
 
     def _delete_all(self) -> list[Order]:
         following, self._next = self._next, None

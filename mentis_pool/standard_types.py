@@ -4,6 +4,10 @@ This is the reviewed list. Each type has a packer, which runs in the sandbox, an
 in the client and believes nothing: it takes a few numbers and texts, looks at their types, and
 calls a public constructor that validates what it gets. No maker takes a size or iterates over
 what may be endless.
+
+Not on the list, though pickle carries them: what holds functions (`functools.partial`), and
+compiled regular expressions, for a hostile one takes the compiler a millisecond per character
+(``[\\0-\\uffff]``, ignoring case, again and again).
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from __future__ import annotations
 import datetime
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from importlib import import_module
+from io import BytesIO, StringIO
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -176,6 +182,12 @@ def _make_chain_map() -> ChainMap[Any, Any]:
     return chain
 
 
+def _make_namespace() -> object:
+    from argparse import Namespace
+
+    return Namespace()
+
+
 def _pack_completed(value: Any) -> Boxed:
     return boxed("CompletedProcess", value.args, value.returncode, value.stdout, value.stderr)
 
@@ -193,6 +205,64 @@ def _make_array(typecode: str, content: bytes) -> object:
     only(bytes, content)
     made = array(typecode)
     made.frombytes(content)
+    return made
+
+
+# ── records ─────────────────────────────────────────────────────────────────
+# Named tuples, and those of the operating system, of numbers and texts only.
+
+_RECORDS = {
+    "os": ("stat_result", "statvfs_result", "terminal_size"),
+    "time": ("struct_time",),
+    "urllib.parse": tuple(
+        f"{what}Result{kind}" for what in ("Defrag", "Parse", "Split") for kind in ("", "Bytes")
+    ),
+}
+_IN_RECORDS = frozenset((type(None), bool, int, float, str, bytes))
+
+
+def _pack_record(value: Any) -> Boxed:
+    cls = type(value)
+    # Those of the operating system have more attributes than elements.
+    hidden = () if hasattr(cls, "_fields") else value.__reduce__()[1][1:]
+    return boxed("record", cls.__module__, cls.__name__, tuple(value), *hidden)
+
+
+def _make_record(
+    module: str, name: str, values: tuple[Any, ...], *hidden: dict[str, Any]
+) -> object:
+    cls: Any = getattr(import_module(module), name) if name in _RECORDS[module] else None
+    if cls is None or type(values) is not tuple or not _IN_RECORDS.issuperset(map(type, values)):
+        raise TypeError("a record that is not listed, or that is not made of numbers and texts")
+    if hasattr(cls, "_fields"):
+        return cls(*values)
+    (attributes,) = hidden
+    if type(attributes) is not dict or not _IN_RECORDS.issuperset(map(type, attributes.values())):
+        raise TypeError("the attributes of a record are numbers and texts")
+    return cls(values, attributes)
+
+
+def _make_tuple(values: tuple[object, ...]) -> tuple[object, ...]:
+    only(tuple, values)
+    return values
+
+
+# ── files in memory ─────────────────────────────────────────────────────────
+
+
+def _pack_file(value: Any) -> Boxed:
+    content, *newline, position, attributes = value.__getstate__()
+    if attributes or newline not in ([], ["\n"]):
+        raise TypeError("a file in memory that has attributes, or changes the ends of lines")
+    return boxed("file", content, position)
+
+
+def _make_file(content: bytes | str, position: int) -> BytesIO | StringIO:
+    only(int, position)
+    if not 0 <= position <= len(content):
+        raise ValueError("a position beyond the end of a file")
+    made = BytesIO(content) if isinstance(content, bytes) else StringIO(content)
+    made.seek(position)
     return made
 
 
@@ -239,8 +309,19 @@ PACKERS: dict[str, dict[str, Packer]] = {
     "types": {"SimpleNamespace": lambda value: boxed("SimpleNamespace", state=vars(value))},
     "subprocess": {"CompletedProcess": _pack_completed},
     "array": {"array": lambda value: boxed("array", value.typecode, value.tobytes())},
+    "argparse": {"Namespace": lambda value: boxed("Namespace", state=vars(value))},
+    "_io": {"BytesIO": _pack_file, "StringIO": _pack_file},
+    **{module: dict.fromkeys(names, _pack_record) for module, names in _RECORDS.items()},
 }
-"""Module, name: packer."""
+"""Module (or its package), name: packer."""
+
+UNNAMED: dict[type, Packer] = {
+    type(...): lambda value: boxed("Ellipsis"),
+    type(NotImplemented): lambda value: boxed("NotImplemented"),
+    # As in its own pickle.
+    type(datetime.date.min.isocalendar()): lambda value: boxed("tuple", tuple(value)),
+}
+"""Packers of types that are not found under their names."""
 
 MAKERS: dict[str, Maker] = {
     "complex": _make_complex,
@@ -267,6 +348,10 @@ MAKERS: dict[str, Maker] = {
     "SimpleNamespace": lambda: SimpleNamespace(),
     "CompletedProcess": _make_completed,
     "array": _make_array,
+    "Namespace": _make_namespace,
+    "record": _make_record,
+    "tuple": _make_tuple,
+    "file": _make_file,
 }
 """Kind: maker."""
 
@@ -288,7 +373,7 @@ SET_ITEM: dict[str, Callable[[Any, Any, Any], None]] = {
 }
 """Kind: what adds a pair that follows."""
 
-WITH_ATTRIBUTES = frozenset(("OrderedDict", "SimpleNamespace"))
+WITH_ATTRIBUTES = frozenset(("OrderedDict", "SimpleNamespace", "Namespace"))
 """Kinds that may have attributes, in their state."""
 
 VALUES: frozenset[type] = frozenset(

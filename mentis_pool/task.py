@@ -157,6 +157,7 @@ class Task:
         "losses",
         "max_output",
         "number",
+        "rebuilt",
         "record",
         "settings",
         "size",
@@ -204,6 +205,8 @@ class Task:
         self.attempt = 0
         self.action = 0
         self.record = Record(max_output, bounded=settings.on_output is None)
+        self.rebuilt: tuple[Any] | None = None
+        """Of a call, the object that this attempt gave, once it was rebuilt."""
         self.losses = 0
         """How often it was lost."""
         self.again: Error | None = None
@@ -270,6 +273,7 @@ class Task:
         self.losses += 1
         self.again = None
         self.known = False
+        self.rebuilt = None
         self.started = None
         self.state = State.QUEUED
 

@@ -75,10 +75,20 @@ class Trust:
         return any(".".join(parts[: n + 1]) in self.packages for n in range(len(parts)))
 
 
-def untrusted(module: str, name: str) -> PayloadError:
+def untrusted(module: str, name: str, remedy: str = "name it") -> PayloadError:
+    if "<locals>" in name:
+        return not_here(module, name)
     return PayloadError(
         f"{module[:200]}.{name[:200]} came out of the sandbox and is not trusted; "
-        f"if it should be rebuilt here, name it: {REMEDY}"
+        f"if it should be rebuilt here, {remedy}: {REMEDY}"
+    )
+
+
+def not_here(module: str, name: str) -> PayloadError:
+    return PayloadError(
+        f"{module[:200]}.{name[:200]} came out of the sandbox, and nothing here has that name: "
+        "it was made there, or in a function. Return plain data in its place, or define it at the "
+        "top level of a module that can be imported here too"
     )
 
 
@@ -120,7 +130,7 @@ class Names:
 
     def find_function(self, module: Any, name: Any) -> object:
         if type(module) is not str or type(name) is not str or not self.trust.in_package(module):
-            raise untrusted(str(module), str(name))
+            raise untrusted(str(module), str(name), "name its package (it is a function)")
         import_module(module)
         found = _look_up(module, name)
         if not isinstance(found, (FunctionType, BuiltinFunctionType)):
@@ -222,11 +232,11 @@ def _look_up(module: str, name: str) -> object:
     for step in name.split("."):
         found = space.get(step)
         if not issubclass(type(found), (type, FunctionType, BuiltinFunctionType)):
-            raise untrusted(module, name)
+            raise not_here(module, name)
         space = vars(found) if issubclass(type(found), type) else {}
     # Not what a module has merely imported.
     if found.__module__ != module or found.__qualname__ != name:  # type: ignore[union-attr]
-        raise untrusted(module, name)
+        raise not_here(module, name)
     return found
 
 

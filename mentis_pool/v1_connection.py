@@ -124,11 +124,12 @@ class V1Connection:
 
     def _obey(self, command: Command, now: float) -> list[_Ordered]:
         if isinstance(command, Run):
-            return self._follow(self._lanes.add(command.lane, command.action, command), now)
+            added = self._lanes.add(command.lane, command.action, command, command.number)
+            return self._follow(added, now)
         if isinstance(command, Cancel):
             return self._follow(self._lanes.cancel(command.action), now)
         if isinstance(command, Close):
-            return self._follow(self._lanes.close(command.lane), now)
+            return self._follow(self._lanes.close(command.lane, command.reason), now)
         if isinstance(command, Signal):
             slot = self._slots.get(self._lanes.sandbox_of(command.action) or 0)
             if slot is not None:
@@ -190,8 +191,10 @@ class V1Connection:
         with self._lock:
             self._closed = True
             slots = list(self._slots.values())
+            # What ends now makes room for nothing.
+            self._lanes = Lanes(0)
         for slot in slots:
-            self._decide(slot, slot.close)
+            self._decide(slot, slot.close, "the executor has ended", time.monotonic())
         # What is still being made finds the slot closed.
         self._threads.drain()
         for stream, _ in self._streams.values():
@@ -264,9 +267,9 @@ class V1Connection:
             orders = slot.cancel(order.action, now)
         else:
             del self._slots[order.sandbox]
-            left = self._hear_orders(slot, slot.close(), now)
-            # What it ran has no end of its own.
-            return left + self._follow(self._lanes.lost(order.sandbox, "it was closed"), now)
+            left = self._hear_orders(slot, slot.close(order.reason, now), now)
+            # What it had not begun has no end of its own.
+            return left + self._follow(self._lanes.lost(order.sandbox, order.reason), now)
         return self._hear_orders(slot, orders, now)
 
     def _carry_out(self, orders: list[_Ordered]) -> None:

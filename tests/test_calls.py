@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import enum
 import functools
+import importlib
 import itertools
 import operator
 import os
@@ -479,8 +480,12 @@ def end_by(how):
         raise RuntimeError("in the middle")
     if how == "exits":
         sys.exit("in the middle")
+    if how == "interrupts":
+        raise KeyboardInterrupt
     if how == "exits hard":
         os._exit(3)
+    while how == "hangs":
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
@@ -500,10 +505,16 @@ class AtPickleInSandbox(AtPickle):
     def __reduce__(self):
         return end_by(self.how), ()
 
+    def __call__(self):
+        pass
+
 
 class AtUnpickle:
     def __init__(self, how):
         self.how = how
+
+    def __call__(self):
+        pass
 
     def __reduce__(self):
         return end_by, (self.how,)
@@ -549,8 +560,8 @@ def is_refused(executor, future, kind, said):
     [
         ((threading.Lock(),), "argument 0 (lock) cannot travel to a sandbox"),
         ((1, (i for i in [])), "argument 1 (generator) cannot travel to a sandbox"),
-        ((AtPickleInSandbox("raises"),), "argument 0 (AtPickleInSandbox) cannot travel to a sandbox: in the middle"),
-        ((AtPickleInSandbox("exits"),), "argument 0 (AtPickleInSandbox) cannot travel to a sandbox: in the middle"),
+        ((AtPickleInSandbox("raises"),), "argument 0 (AtPickleInSandbox) cannot travel to a sandbox: RuntimeError: in the middle"),
+        ((AtPickleInSandbox("exits"),), "argument 0 (AtPickleInSandbox) cannot travel to a sandbox: SystemExit: in the middle"),
         ((nested(100_000),), "argument 0 (list) cannot travel to a sandbox"),
     ],
     ids=["lock", "generator", "raises", "exits", "nested"],
@@ -565,21 +576,57 @@ def test_a_callable_that_cannot_be_pickled_fails_its_future(executor):
         executor, executor.submit(lambda: lock), PayloadError, "the callable (function) cannot"
     )
     is_refused(executor, executor.submit(add, 1, b=lock), PayloadError, "argument 'b' (lock)")
+    for how in ("raises", "exits"):
+        is_refused(
+            executor,
+            executor.submit(AtPickleInSandbox(how)),
+            PayloadError,
+            "the callable (AtPickleInSandbox) cannot travel to a sandbox",
+        )
+    recursive = functools.partial(add, nested(100_000))
+    is_refused(executor, executor.submit(recursive), PayloadError, "the callable (partial) cannot")
 
 
-@pytest.mark.parametrize(
+REBUILDING = pytest.mark.parametrize(
     ("how", "kind", "said"),
     [
         ("raises", PayloadError, "the call cannot be rebuilt in the sandbox: RuntimeError: in the"),
         ("exits", PayloadError, "the call cannot be rebuilt in the sandbox: SystemExit"),
+        ("interrupts", KeyboardInterrupt, ""),
         ("exits hard", SandboxDied, "exited with code 3"),
         ("crashes", SandboxDied, "SIGSEGV"),
+        ("hangs", CellTimeout, "1 s"),
     ],
 )
+
+
+@REBUILDING
 def test_an_argument_that_cannot_be_rebuilt_in_the_sandbox_fails_its_future(
     executor, how, kind, said
 ):
-    is_refused(executor, executor.submit(print, AtUnpickle(how)), kind, said)
+    is_refused(executor, executor.options(timeout=1).submit(print, AtUnpickle(how)), kind, said)
+
+
+@REBUILDING
+def test_a_callable_that_cannot_be_rebuilt_in_the_sandbox_fails_its_future(
+    executor, how, kind, said
+):
+    is_refused(executor, executor.options(timeout=1).submit(AtUnpickle(how)), kind, said)
+
+
+@REBUILDING
+def test_a_module_that_cannot_be_imported_in_the_sandbox_fails_its_calls_alone(
+    executor, tmp_path, monkeypatch, how, kind, said
+):
+    name = f"imported_{how.replace(' ', '_')}"
+    (tmp_path / f"{name}.py").write_text(
+        f"import os, {__name__}\n"
+        f"if os.getpid() != {os.getpid()}:\n    {__name__}.end_by({how!r})\n"
+        "def function():\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module(name).function
+    is_refused(executor, executor.options(timeout=1).submit(function), kind, said)
 
 
 @pytest.mark.parametrize(
@@ -589,9 +636,11 @@ def test_an_argument_that_cannot_be_rebuilt_in_the_sandbox_fails_its_future(
         (lambda: lambda: 1, PayloadError, "the result (function) cannot travel"),
         (lambda: (i for i in []), PayloadError, "the result (generator) cannot travel"),
         (lambda: nested(100_000), PayloadError, "the result (list) cannot travel"),
-        (lambda: AtPickleInSandbox("raises"), PayloadError, "the result (AtPickleInSandbox) cannot travel from the sandbox: in the"),
+        (lambda: AtPickleInSandbox("raises"), PayloadError, "the result (AtPickleInSandbox) cannot travel from the sandbox: RuntimeError: in the"),
         (lambda: AtPickleInSandbox("exits"), SystemExit, "in the middle"),  # as in a process pool
+        (lambda: AtPickleInSandbox("interrupts"), KeyboardInterrupt, ""),
         (lambda: AtPickleInSandbox("exits hard"), SandboxDied, "exited with code 3"),
+        (lambda: AtPickleInSandbox("hangs"), CellTimeout, "1 s"),
         (lambda: AtPickleInSandbox("crashes"), SandboxDied, "SIGSEGV"),
         (lambda: AtUnpickle("exits hard"), PayloadError, "test_calls.end_by"),
         (lambda: AtUnpickle("crashes"), PayloadError, "test_calls.end_by"),
@@ -601,7 +650,7 @@ def test_an_argument_that_cannot_be_rebuilt_in_the_sandbox_fails_its_future(
     ids=itertools.count(),
 )  # fmt: skip
 def test_a_result_that_cannot_travel_fails_its_future(executor, make, kind, said):
-    is_refused(executor, executor.submit(make), kind, said)
+    is_refused(executor, executor.options(timeout=1).submit(make), kind, said)
 
 
 def raise_at_pickle(how):
@@ -616,13 +665,27 @@ def raise_a_lock():
     raise KeyError(threading.Lock())
 
 
+def raise_what_is_nested():
+    raise KeyError(nested(100_000))
+
+
+def raise_what_refuses_its_state(how):
+    raise KeyError(StateAtUnpickle(how))
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "said"),
     [
         ((raise_a_lock,), PayloadError, "the exception (KeyError) cannot travel from the sandbox"),
         ((raise_at_pickle, "raises"), PayloadError, "the exception (AtPickleError) cannot travel from the sandbox"),
         ((raise_at_pickle, "exits"), SystemExit, "in the middle"),
+        ((raise_at_pickle, "interrupts"), KeyboardInterrupt, ""),
         ((raise_at_pickle, "exits hard"), SandboxDied, "exited with code 3"),
+        ((raise_at_pickle, "hangs"), CellTimeout, "1 s"),
+        ((raise_what_is_nested,), PayloadError, "the exception (KeyError) cannot travel"),
+        ((raise_at_unpickle, "raises"), PayloadError, "test_calls.end_by"),
+        ((raise_what_refuses_its_state, "raises"), PayloadError, "in the middle"),
+        ((raise_what_refuses_its_state, "exits"), PayloadError, "in the middle"),
         ((raise_at_pickle, "crashes"), SandboxDied, "SIGSEGV"),
         ((raise_at_unpickle, "crashes"), PayloadError, "test_calls.end_by"),
         ((raise_at_unpickle, "exits hard"), PayloadError, "test_calls.end_by"),
@@ -630,7 +693,7 @@ def raise_a_lock():
     ids=itertools.count(),
 )  # fmt: skip
 def test_an_exception_that_cannot_travel_fails_its_future(executor, call, kind, said):
-    future = executor.submit(*call)
+    future = executor.options(timeout=1).submit(*call)
     is_refused(executor, future, kind, said)
     if kind is PayloadError:
         assert call[0].__name__ in f"{future.exception()}{future.exception().__cause__}"
@@ -1021,38 +1084,53 @@ import mentis_pool.returned, mentis_pool.runtime.calls as calls
 for module in mentis_pool.returned, calls:
     module.pack_value = lambda value: forged
 """
-BY_GC = """
+NUMBER = """
+import sys
+frame = sys._getframe()
+while not hasattr(frame.f_locals.get("command"), "number"):
+    frame = frame.f_back
+number = frame.f_locals["command"].number
+"""
+BY_GC = (
+    NUMBER
+    + """
 import gc, os
 from mentis_pool.runtime import wire
 from mentis_pool.runtime.worker import Worker
 from mentis_pool.observations import End, Result
 worker, = [each for each in gc.get_objects() if isinstance(each, Worker)]
-worker._sock.sendall(wire.pack(Result(pickled=forged)) + wire.pack(End(0.0)))
+worker._sock.sendall(wire.pack(wire.Done(number, Result(pickled=forged), End(0.0))))
 os._exit(0)
 """
-SOCKET = """
+)
+SOCKET = (
+    NUMBER
+    + """
 import os, socket
 for fd in map(int, os.listdir("/proc/self/fd")):
     try:
         sock = socket.socket(fileno=os.dup(fd))
     except OSError:
         continue
-    if fd > 100 and sock.family == socket.AF_UNIX:
+    if fd > 100 and (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
         break
 import msgspec
 from mentis_pool.runtime import wire
 from mentis_pool.observations import *
 def send(*messages):
     sock.sendall(b"".join(map(wire.pack, messages)))
+def done(result):
+    return wire.Done(number, result, End(0.0))
 """
-BY_FD = SOCKET + "send(Result(pickled=forged), End(0.0)); os._exit(0)"
+)
+BY_FD = SOCKET + "send(done(Result(pickled=forged))); os._exit(0)"
 IN_PARTS = (
     SOCKET
-    + "send(*(Part(forged[i:i + 1]) for i in range(len(forged) - 1)), Result(pickled=forged[-1:]), End(0.0)); os._exit(0)"
+    + "send(*(Part(forged[i:i + 1]) for i in range(len(forged) - 1)), done(Result(pickled=forged[-1:]))); os._exit(0)"
 )
 AS_EXCEPTION = (
     SOCKET
-    + "send(Result(failure=Failure('E', 'e', 'its traceback'), pickled=forged), End(0.0)); os._exit(0)"
+    + "send(done(Result(failure=Failure('E', 'e', 'its traceback'), pickled=forged))); os._exit(0)"
 )
 
 

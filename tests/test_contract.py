@@ -26,6 +26,7 @@ from mentis_pool import (
     SandboxDied,
     SandboxExecutor,
 )
+from mentis_pool.observations import Start
 
 BOUND = 8.0
 
@@ -392,6 +393,36 @@ def test_a_policy_may_retry_deaths_and_results(executor, tmp_path):
     )
 
 
+def test_a_task_that_is_run_again_keeps_its_place(single, tmp_path):
+    again = single.options(retries=1, idempotent=True)
+    first = again.submit(dies_at_first, str(tmp_path / "mark"))
+    behind = [single.submit(time.sleep, 0.01) for _ in range(40)]
+    assert first.result(BOUND) == 2
+    concurrent.futures.wait(behind, BOUND)
+    *_, start = (said.time for said in first.observations() if isinstance(said, Start))
+    starts = [next(future.observations()).time for future in behind]
+    # Those only that began before it was back at the runtime, where all of these were but a few.
+    assert sum(each < start for each in starts) < 16
+
+
+def test_what_a_policy_is_shown_is_what_the_future_gives(executor, monkeypatch):
+    rebuilt, shown = [], []
+    rebuild = executor._engine._rebuild
+    monkeypatch.setattr(
+        executor._engine, "_rebuild", lambda *given: rebuilt.append(1) or rebuild(*given)
+    )
+
+    def is_enough(state):
+        shown.append(state.outcome.result())
+        return len(shown) < 3
+
+    policy = tenacity.Retrying(retry=is_enough)
+    given = executor.options(retries=policy).submit(list, "abc").result(BOUND)
+    assert shown == [["a", "b", "c"]] * 3
+    assert given is shown[-1]
+    assert len(rebuilt) == 3, "once for each attempt"
+
+
 def test_a_future_that_is_retried_resolves_once(single, tmp_path):
     view = single.options(retries=1, idempotent=True)
     called = []
@@ -551,10 +582,21 @@ def test_tasks_start_in_the_order_of_their_submission(single, executor, tmp_path
     assert sorted(order) == list(range(60))
     if workers == 1:
         assert order == list(range(60))
-    # A sandbox that was given the earlier one may need a moment longer to begin.
+    # Another sandbox that was given an earlier one may need longer to begin.
     starts = [next(future.observations()).time for future in futures]
-    for place, i in enumerate(sorted(range(60), key=starts.__getitem__)):
-        assert abs(place - i) < 2 * workers
+    for i, start in enumerate(starts):
+        assert sum(earlier > start for earlier in starts[:i]) < workers
+
+
+def test_sessions_tasks_and_others_start_in_the_order_of_their_submission(single):
+    with single.session() as session:
+        end = busy(single, 1)
+        # Many more than are at the runtime ahead of those that run.
+        futures = [(session if i in (50, 100) else single).submit("") for i in range(150)]
+        end()
+        concurrent.futures.wait(futures, BOUND)
+    starts = [next(future.observations()).time for future in futures]
+    assert starts == sorted(starts)
 
 
 # ── the end ─────────────────────────────────────────────────────────────────

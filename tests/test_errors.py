@@ -31,6 +31,7 @@ from mentis_pool.errors import (
     StateLost,
     cell_error,
     cell_error_class,
+    in_words,
 )
 from mentis_pool.results import CellResult, Usage
 
@@ -335,6 +336,18 @@ def test_a_broken_protocol_shows_the_first_kilobyte():
     assert str(error) == "not a frame"
     assert error.payload == (b"ab" * 5000)[:1024]
     assert ProtocolError("no bytes").payload == b""
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise KeyboardInterrupt
+
+
+def test_any_exception_can_be_put_in_words():
+    assert in_words(ValueError("not me")) == "ValueError: not me"
+    assert in_words(KeyError()) == "KeyError"
+    assert in_words(Mute("x")) == "Mute"
+    assert in_words(OSError("x" * 5000)) == "OSError: " + "x" * 991
 
 
 def test_no_error_has_a_result_of_its_own():

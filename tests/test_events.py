@@ -57,6 +57,10 @@ def test_each_step_of_a_task_is_one_event_with_its_fields(own_temp, seen):
         "queued": round(result.usage.queued, 6), "running": round(result.usage.running, 6),
         "output_bytes": 10,
     }  # fmt: skip
+    [(_, unwanted)] = [e for e in seen if e[1]["event"] == "task_cancelled"]
+    assert unwanted.keys() == finished.keys() - {"request"}
+    assert (unwanted["running"], unwanted["output_bytes"]) == (0.0, 0)
+    assert 0 <= unwanted["queued"] < 10
     [(_, failed)] = [e for e in seen if e[1]["event"] == "task_failed"]
     assert "ZeroDivisionError" in failed["error"]
     names = [event["event"] for _, event in seen]

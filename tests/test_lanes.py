@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -14,6 +14,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from walks import WALKS
 
 from mentis_pool.lanes import DEATHS, TRY_AGAIN, Drop, End, Fail, Give, Lanes, Make, Refuse
 
@@ -31,7 +32,7 @@ def lanes(most=2):
 
 def add(to, lane, *actions):
     """Add these; what each is to run is its name."""
-    return [order for action in actions for order in to.add(lane, action, f"run {action}")]
+    return [order for action in actions for order in to.add(lane, action, f"run {action}", action)]
 
 
 def give(sandbox, action):
@@ -70,6 +71,16 @@ def test_the_sandbox_that_has_been_idle_longest_is_taken():
     assert add(one, A, 4, 5, 6) == [give(2, 4), give(3, 5), give(1, 6)]
 
 
+def test_of_those_that_are_idle_one_that_is_ready_is_taken_first():
+    one = lanes(3)
+    add(one, A, 1, 2, 3)
+    one.ended(1)
+    one.ended(2)
+    for sandbox in (2, 3, 99):
+        one.ready(sandbox)
+    assert add(one, A, 4, 5) == [give(2, 4), give(1, 5)]
+
+
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_only_so_many_run_at_once(most):
     one = lanes(most)
@@ -86,6 +97,45 @@ def test_what_was_added_first_begins_first_whatever_its_lane():
     add(one, A, 3)
     assert one.ended(1) == [Make(2, B), give(2, 2)]
     assert one.ended(2) == [give(1, 3)]
+
+
+@pytest.mark.parametrize(
+    "arrival", [*itertools.permutations([(A, 2), (B, 3), (SESSION, 4), (A, 5), (SESSION, 6)])]
+)
+def test_of_what_waits_the_lowest_number_begins_first_whenever_it_came(arrival):
+    one = lanes(1)
+    add(one, A, 1)
+    for lane, action in arrival:
+        assert add(one, lane, action) == []
+    for action in range(1, 6):
+        given = one.ended(action)[-1]
+        assert (type(given), given.action) == (Give, action + 1)
+
+
+def test_an_action_that_is_sent_again_keeps_its_place():
+    one = lanes(1)
+    add(one, A, 1, 2)
+    add(one, SESSION, 3)
+    one.ended(1)
+    assert one.add(A, 10, "run 10", number=1) == []
+    assert one.ended(2) == [give(1, 10)]
+    assert one.ended(10) == [Make(2, SESSION), give(2, 3)]
+
+
+def test_of_one_number_the_lowest_name_begins_first():
+    one = lanes(1)
+    for lane, action in ((A, 1), (A, 3), (B, 2)):
+        one.add(lane, action, f"run {action}", number=0)
+    assert one.ended(1) == [Make(2, B), give(2, 2)]
+    assert one.ended(2) == [give(1, 3)]
+
+
+def test_what_a_session_could_not_begin_yet_begins_before_what_is_younger():
+    one = lanes(2)
+    add(one, SESSION, 1, 2)
+    assert add(one, A, 3, 4) == [Make(2, A), give(2, 3)], "what waits there is passed over"
+    assert one.ended(1) == [give(1, 2)]
+    assert one.ended(2) == [Make(3, A), give(3, 4)]
 
 
 def test_lanes_do_not_share_sandboxes():
@@ -206,10 +256,10 @@ def test_an_idle_sandbox_makes_way_for_one_of_another_lane():
     one = lanes(3)
     worked(one, A, 1)
     add(one, B, 2)
-    assert one.refused(2, "full") == [Drop(1), Make(3, B), give(3, 2)]
+    assert one.refused(2, "full") == [Drop(1, "it made way for another"), Make(3, B), give(3, 2)]
     assert one.lost(1, "dropped") == []
     assert add(one, A, 3) == []
-    assert one.ended(2) == [Drop(3), Make(4, A), give(4, 3)]
+    assert one.ended(2) == [Drop(3, "it made way for another"), Make(4, A), give(4, 3)]
 
 
 def test_a_session_makes_way_for_nobody():
@@ -248,22 +298,33 @@ def test_where_nothing_can_be_reached_what_waits_is_told():
 def test_a_closed_lane_ends_all_that_it_had():
     one = lanes(2)
     add(one, A, 1, 2, 3)
-    assert one.close(A) == [
-        Refuse(3, "cancelled", "its session was closed"),
-        Drop(1),
-        Drop(2),
+    assert one.close(A, "closed") == [
+        Refuse(3, "cancelled", "closed"),
+        Drop(1, "closed"),
+        Drop(2, "closed"),
     ]
-    assert one.close(A) == []
+    assert one.close(A, "closed") == []
     assert add(one, B, 4) == [], "what is to end still runs"
     assert one.ended(1) == [Make(3, B), give(3, 4)]
     assert one.lost(1, "closed") == []
     assert one.lost(2, "closed") == [Refuse(2, "cancelled", "closed")]
 
 
+def test_what_waited_in_a_closed_lane_ends_once():
+    one = lanes()
+    add(one, SESSION, 1, 2)
+    told = Refuse(2, "cancelled", "closed")
+    assert one.close(SESSION, "closed") == [told, Drop(1, "closed")]
+    # As its end at an original runtime comes about.
+    assert one.state_lost(1, "closed") == []
+    assert one.ended(1) == []
+    assert one.lost(1, "closed") == []
+
+
 def test_what_a_closed_lane_wanted_made_is_not_forgotten():
     one = lanes()
     add(one, A, 1)
-    one.close(A)
+    one.close(A, "closed")
     assert one.refused(1, "full") == [Refuse(1, "cancelled", "full")]
 
 
@@ -271,7 +332,7 @@ def test_the_end_of_a_closed_lane_says_nothing_of_room():
     one = lanes(3)
     add(one, A, 1)
     add(one, SESSION, 2)
-    one.close(SESSION)
+    one.close(SESSION, "closed")
     one.lost(2, "closed")
     assert add(one, A, 3, 4) == [Make(3, A), give(3, 3), Make(4, A), give(4, 4)]
 
@@ -282,7 +343,7 @@ def test_the_end_of_a_closed_lane_says_nothing_of_room():
 def test_a_session_has_one_sandbox_and_its_actions_in_order():
     one = lanes()
     assert add(one, SESSION, 1, 2, 3) == [Make(1, SESSION), give(1, 1)]
-    assert add(one, A, 4) == [Make(2, A), give(2, 4)], "what waits there is passed over"
+    assert add(one, A, 4) == [Make(2, A), give(2, 4)]
     assert one.ended(1) == [give(1, 2)]
     assert one.ended(2) == [give(1, 3)]
 
@@ -333,6 +394,34 @@ def test_the_loss_of_a_state_is_told_once():
     assert add(one, SESSION, 4) == [Refuse(4, "state", "gone")]
 
 
+def test_what_ran_in_a_lost_sandbox_does_not_hear_of_the_lost_state():
+    one = lanes()
+    add(one, SESSION, 1)
+    # As a sandbox tells its loss: first the end of what runs.
+    assert one.ended(1) == []
+    assert one.lost(1, "gone") == []
+    assert add(one, SESSION, 2) == [Refuse(2, "state", "gone")]
+    assert add(one, SESSION, 3) == [Make(2, SESSION), give(2, 3)], "it is told once"
+
+
+def test_what_a_lost_sandbox_did_not_begin_hears_of_the_lost_state():
+    one = lanes()
+    add(one, SESSION, 1, 2, 3)
+    assert one.ended(1) == [give(1, 2)]
+    told = [Refuse(2, "state", "gone"), Refuse(3, "state", "gone")]
+    assert one.lost(1, "gone") == told
+    assert add(one, SESSION, 4) == [Make(2, SESSION), give(2, 4)]
+
+
+def test_what_is_not_wanted_any_more_does_not_hear_of_the_lost_state_for_the_next():
+    one = lanes()
+    add(one, SESSION, 1, 2)
+    one.ended(1)
+    assert one.cancel(2) == [End(1, 2)]
+    assert one.lost(1, "gone") == [Refuse(2, "cancelled", "it was cancelled")]
+    assert add(one, SESSION, 3) == [Refuse(3, "state", "gone")]
+
+
 def test_a_session_may_lose_its_state_while_it_is_idle():
     one = lanes()
     worked(one, SESSION, 1)
@@ -381,7 +470,11 @@ class Walk(RuleBasedStateMachine):
         self.dropped = set()
         self.waiting = {}  # action -> lane, in the order that they came
         self.of = {}  # action -> lane
+        self.place = {}  # action -> by which it begins before others
+        self.tight = False  # whether there may be too little room for one more sandbox
+        self.newest = None  # the sandbox that was made last
         self.done = set()
+        self.begun = set()
         self.cancelled = set()
         self.owed = {}  # session -> whether the next is to be told that its state is lost
         self.failed = False
@@ -392,6 +485,7 @@ class Walk(RuleBasedStateMachine):
                 assert order.sandbox not in self.made
                 assert order.lane in self.open
                 self.made.add(order.sandbox)
+                self.newest = order.sandbox
                 self.boxes[order.sandbox] = Box(order.lane)
                 if self.open[order.lane]:
                     assert sum(box.lane == order.lane for box in self.boxes.values()) == 1
@@ -418,17 +512,36 @@ class Walk(RuleBasedStateMachine):
         assert order.run == f"run {order.action}"
         assert order.action not in self.cancelled
         assert not self.owed.get(box.lane), "it does not know that its state is lost"
-        older = [a for a, lane in self.waiting.items() if lane == box.lane and a < order.action]
-        assert not older
         del self.waiting[order.action]
+        for action, lane in self.waiting.items():
+            if self.place[action] < self.place[order.action]:
+                assert not self.could_begin(lane, order.sandbox), f"{action} was older"
+        self.newest = None
         box.action, box.running = order.action, False
         assert sum(box.action is not None for box in self.boxes.values()) <= self.most
+
+    def could_begin(self, lane, taken):
+        """Whether something of a lane could begin where this sandbox was given something."""
+        idle = {s for s, box in self.boxes.items() if not box.action} - self.dropped - {taken}
+        mine = [s for s, box in self.boxes.items() if box.lane == lane]
+        if lane == self.boxes[taken].lane or idle.intersection(mine):
+            return True
+        if self.open[lane] and mine:
+            return False
+        # It could have been made instead of that one, or in the place of another.
+        return (
+            not self.tight
+            or taken == self.newest
+            or not self.open[self.boxes[taken].lane]
+            or any(not self.open.get(self.boxes[s].lane) for s in idle)
+        )
 
     def refused(self, order):
         lane = self.of[order.action]
         self.waiting.pop(order.action, None)
         if order.kind == "state":
             assert self.owed[lane], "nothing was lost, or it was told"
+            assert order.action not in self.begun, "it is what lost the state"
             if not any(of == lane for of in self.waiting.values()):
                 self.owed[lane] = False
         elif order.kind == "cancelled":
@@ -451,7 +564,7 @@ class Walk(RuleBasedStateMachine):
     def a_lane_closes(self, data):
         lane = data.draw(st.sampled_from(sorted(self.open)))
         del self.open[lane]
-        self.obey(self.lanes.close(lane))
+        self.obey(self.lanes.close(lane, "closed"))
         assert lane not in self.waiting.values()
 
     @precondition(lambda self: self.open)
@@ -460,8 +573,10 @@ class Walk(RuleBasedStateMachine):
         for _ in range(count):
             lane = data.draw(st.sampled_from(sorted(self.open)))
             action = next(self.numbers)
+            number = data.draw(st.integers(0, 9))
             self.of[action] = self.waiting[action] = lane
-            self.obey(self.lanes.add(lane, action, f"run {action}"))
+            self.place[action] = number, action
+            self.obey(self.lanes.add(lane, action, f"run {action}", number))
 
     @precondition(lambda self: self.of)
     @rule(data=st.data())
@@ -482,10 +597,13 @@ class Walk(RuleBasedStateMachine):
         sandbox = self.draw_box(data)
         box = self.boxes[sandbox]
         if box.action is None:
-            if dies and box.lane in self.open and sandbox not in self.dropped:
+            if not dies:
+                self.lanes.ready(sandbox)
+            elif box.lane in self.open and sandbox not in self.dropped:
                 self.loses_state(sandbox)
         elif not box.running:
             box.running, box.new = True, False
+            self.begun.add(box.action)
         else:
             if dies:
                 self.loses_state(sandbox)
@@ -517,6 +635,7 @@ class Walk(RuleBasedStateMachine):
             box.ran.append(box.action)
             self.end(sandbox)
         self.is_gone(sandbox)
+        self.tight = True
         self.obey(self.lanes.lost(sandbox, "gone"))
 
     def is_gone(self, sandbox):
@@ -531,6 +650,7 @@ class Walk(RuleBasedStateMachine):
     def a_sandbox_is_refused(self, data):
         sandbox = data.draw(st.sampled_from([s for s, box in self.boxes.items() if box.new]))
         self.is_gone(sandbox)
+        self.tight = True
         self.obey(self.lanes.refused(sandbox, "full"))
 
     @rule(
@@ -577,12 +697,7 @@ class Walk(RuleBasedStateMachine):
             assert self.lanes._worked <= set(self.boxes)
 
 
-Walk.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+Walk.TestCase.settings = WALKS
 
 
 class TestWhateverHappensEveryActionEndsOnce(Walk.TestCase):

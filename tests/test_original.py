@@ -221,18 +221,6 @@ def test_a_group_that_was_only_printed_is_no_outcome(shell):
     assert said.failure.name == "IndexError"
 
 
-def test_a_groups_text_is_found_where_it_is_not_known():
-    text = (
-        "so far\n  + Exception Group Traceback (most recent call last):\n"
-        '  |   File "<cell 1>", line 1, in <module>\n  | a.b.Group: g (1 sub-exception)\n'
-        "  +-+---------------- 1 ----------------\n    | ValueError: 1\n"
-        "    +------------------------------------\n"
-    )
-    stdout, failure = original.failure_in(text, "")
-    assert stdout == "so far\n"
-    assert (failure.name, failure.value) == ("a.b.Group", "g (1 sub-exception)")
-
-
 def test_what_was_printed_before_an_exception_is_output(shell):
     stdout, stderr, said = shell.run(
         "import sys\nprint('so far')\nprint('err', file=sys.stderr)\n1 / 0"
@@ -263,14 +251,22 @@ def test_output_is_bounded(shell):
     assert said.text == "5"
 
 
-def test_pythons_own_traceback_is_understood_too():
-    text = (
-        "so far\nTraceback (most recent call last):\n"
-        '  File "<cell 1>", line 1, in <module>\nValueError: a: b\n'
-    )
-    stdout, failure = original.failure_in(text, "")
+@pytest.mark.parametrize(
+    ("traceback", "name", "value"),
+    [
+        ('Traceback (most recent call last):\n'
+         '  File "<cell 1>", line 1, in <module>\nValueError: a: b\n', "ValueError", "a: b"),
+        ("  + Exception Group Traceback (most recent call last):\n"
+         '  |   File "<cell 1>", line 1, in <module>\n  | a.b.Group: g (1 sub-exception)\n'
+         "  +-+---------------- 1 ----------------\n    | ValueError: 1\n"
+         "    +------------------------------------\n", "a.b.Group", "g (1 sub-exception)"),
+    ],
+    ids=["exception", "group"],
+)  # fmt: skip
+def test_pythons_own_traceback_is_understood_too(traceback, name, value):
+    stdout, failure = original.failure_in(f"so far\n{traceback}", "")
     assert stdout == "so far\n"
-    assert (failure.name, failure.value) == ("ValueError", "a: b")
+    assert (failure.name, failure.value) == (name, value)
 
 
 @pytest.mark.parametrize(

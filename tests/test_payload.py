@@ -118,7 +118,9 @@ def test_what_cannot_travel_is_named(value):
 
 
 def test_what_cannot_travel_says_why():
-    with pytest.raises(PayloadError, match=r"the variable 'x' \(Sub\) cannot travel.*: not me"):
+    with pytest.raises(
+        PayloadError, match=r"the variable 'x' \(Sub\) cannot travel.*: OSError: not me"
+    ):
         pickle_variables({"x": Sub()})
 
 
@@ -340,6 +342,26 @@ def test_the_other_name_of_a_module_run_as_main_is_no_name(module_of, monkeypatc
     assert b"cloudpickle" in pack_call(module.function, (), {}).pickled
 
 
+@pytest.mark.parametrize("module", [None, 5, ""], ids=repr)
+def test_a_function_whose_module_is_none_travels_by_its_code(module):
+    def strange():
+        return 6
+
+    strange.__module__ = module
+    call = pack_call(strange, (), {})
+    assert called(call) == 6
+    assert call.classes is None
+
+
+def test_a_function_whose_module_has_no_hash_is_refused_and_named():
+    def strange():
+        return 6
+
+    strange.__module__ = []
+    with pytest.raises(PayloadError, match="the callable"):
+        pack_call(strange, (), {})
+
+
 def test_a_class_without_a_module_travels_and_does_not_come_back():
     class Strange:
         __module__ = 5
@@ -374,7 +396,7 @@ def test_what_cannot_travel_in_a_call_is_named(error):
         (functools.partial(len, culprit), (), {}, "the callable"),
     ):
         with pytest.raises(
-            PayloadError, match=rf"^{place} \(.*\) cannot travel.*: not me"
+            PayloadError, match=rf"^{place} \(.*\) cannot travel.*: {type(error).__name__}: not me"
         ) as caught:
             pack_call(fn, args, kwargs)
         assert caught.value.__cause__ is error
@@ -382,7 +404,7 @@ def test_what_cannot_travel_in_a_call_is_named(error):
 
 def test_what_says_nothing_is_named_all_the_same():
     for error in (Silent(), ValueError()):
-        with pytest.raises(PayloadError, match=f"argument 0.*: {type(error).__name__}"):
+        with pytest.raises(PayloadError, match=f"argument 0.*: {type(error).__name__}$"):
             pack_call(len, (Refuses(error),), {})
 
 
@@ -398,8 +420,20 @@ def test_what_cannot_travel_only_together_is_an_error_too():
                 raise ValueError("not with others")
             return str, ()
 
-    with pytest.raises(PayloadError, match=r"the call cannot travel to a sandbox: not with others"):
+    with pytest.raises(
+        PayloadError, match=r"the call cannot travel to a sandbox: ValueError: not with others"
+    ):
         pack_call(len, (Twice(),), {})
+
+
+def test_a_call_that_is_too_large_is_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setattr("mentis_pool.payload.MAX_RUN", 1000)
+    assert pack_call(len, (b"x" * 900,), {})
+    for fn in (len, lambda x: x):
+        with pytest.raises(
+            PayloadError, match=r"the call has \d+ bytes, over the limit of 1000: write .* file"
+        ):
+            pack_call(fn, (b"x" * 1000,), {})
 
 
 def test_ctrl_c_in_a_call_is_ctrl_c():

@@ -7,7 +7,6 @@ import itertools
 from concurrent.futures import Future
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -16,6 +15,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from walks import WALKS
 
 from mentis_pool import lanes
 from mentis_pool import pool as module
@@ -246,6 +246,52 @@ def test_the_shared_lanes_take_turns_by_age():
     assert sends(pool.connected()) == [one, two, three]
 
 
+def test_a_sessions_task_does_not_overtake_what_waits_here():
+    pool = connected()
+    *older, one, younger = tasks(AHEAD + 5)
+    a_session(pool, one)
+    for task in older:
+        pool.add(task)
+    assert pool.add(one) == [], "sent now, it would begin before those"
+    assert pool.add(younger) == []
+    first, second, third, *_ = older
+    assert sends(end(pool, first)) == older[-2:-1]
+    assert sends(end(pool, second)) == [older[-1], one]
+    assert sends(end(pool, third)) == [younger]
+
+
+def test_what_is_younger_does_not_overtake_a_sessions_task():
+    pool = Pool(1)
+    some = tasks(4)
+    a_session(pool, some[1])
+    a_session(pool, some[2])
+    for task in some:
+        pool.add(task)
+    assert sends(pool.connected()) == some
+
+
+def test_a_task_that_waits_for_another_of_its_session_is_overtaken():
+    pool = connected()
+    one, two, other = tasks(3)
+    a_session(pool, one, two)
+    pool.add(one)
+    assert pool.add(two) == []
+    assert pool.add(other)[-1] == sent(other)
+
+
+def test_a_task_that_is_run_again_goes_before_a_sessions_that_is_younger():
+    pool = connected()
+    *older, one = tasks(AHEAD + 4)
+    first = older[0]
+    first.settings = Settings(retries=1)
+    a_session(pool, one)
+    for task in [*older, one]:
+        pool.add(task)
+    pool.said(first.action, Error("unreachable", "gone"), NOW)
+    assert sends(pool.said(first.action, End(0.0), NOW)) == [first]
+    assert sends(end(pool, first)) == older[-2:-1]
+
+
 def test_what_was_withdrawn_is_at_the_runtime_until_its_end():
     pool = connected()
     some = tasks(AHEAD + 2)
@@ -415,6 +461,21 @@ def test_after_a_loss_tasks_are_sent_in_the_order_of_their_submission(count):
     for _ in range(3):
         pool.disconnected("gone", NOW)
         assert sends(pool.connected()) == some
+
+
+def test_after_a_loss_whatever_may_have_begun_out_of_turn_is_not_sent_again():
+    pool = connected()
+    one, two, three = some = tasks(3)
+    one.settings = Settings(retries=2, idempotent=True)
+    for task in some:
+        pool.add(task)
+    pool.said(one.action, Start(0.0), NOW)
+    assert sends(fail(pool, one, "died")) == [one]
+    # Either that came before the second began, or after; but the third is younger than both.
+    pool.disconnected("gone", NOW)
+    assert type(error_of(two)) is OutcomeUnknown
+    assert [task.state for task in some] == [State.QUEUED, State.ENDED, State.QUEUED]
+    assert (one.losses, three.losses) == (2, 0)
 
 
 def test_the_sends_of_two_attempts_can_be_told_apart():
@@ -795,6 +856,25 @@ def test_a_session_that_loses_its_state_tells_the_next_result():
     assert sends(pool.add(four)) == [four]
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_where_nothing_waits_the_next_task_hears_of_the_lost_state_and_no_other(late):
+    pool = connected()
+    one, two, three = some = tasks(3)
+    a_session(pool, *some)
+    running(pool, one)
+    if late:
+        # Its end is on its way.
+        pool.add(two)
+    assert fail(pool, one, "died") == [Settle(one)]
+    if not late:
+        pool.add(two)
+    assert fail(pool, two, "state") == [Settle(two)]
+    assert [type(error_of(task)) for task in (one, two)] == [SandboxDied, StateLost]
+    running(pool, three)
+    assert end(pool, three) == [Settle(three)]
+    assert error_of(three) is None
+
+
 @pytest.mark.parametrize("waiting", [0, 1, 2])
 def test_a_session_that_loses_its_runtime_tells_the_next_result(waiting):
     pool = connected()
@@ -916,9 +996,9 @@ def test_a_session_that_is_closed_cancels_what_waits_and_ends_what_runs():
     running(pool, a_task("of no session"), one)
     pool.add(two)
     pool.add(three)
-    orders = pool.close_session(number)
-    assert orders == [Cancel(three), withdrawn(two), Cancel(two), CloseLane(number, 1)]
-    assert pool.close_session(number) == []
+    orders = pool.close_session(number, "closed")
+    assert orders == [Cancel(three), withdrawn(two), Cancel(two), CloseLane(number, 1, "closed")]
+    assert pool.close_session(number, "closed") == []
     assert fail(pool, one, "died") == [Settle(one)]
     assert pool.add(four) == [Cancel(four)]
     assert pool.said(two.action, Error("state", "lost"), NOW) == []
@@ -931,13 +1011,17 @@ def test_what_runs_in_a_closed_session_is_not_run_again():
     number = a_session(pool, task)
     running(pool, task)
     pool.said(task.action, Error("died", "m"), NOW)
-    pool.close_session(number)
+    pool.close_session(number, "closed")
     assert pool.said(task.action, End(0.0), NOW) == [Settle(task)]
     lost = a_task(retries=5)
     number = a_session(pool, lost)
     pool.add(lost)
     assert lost.claim()
-    assert pool.close_session(number) == [withdrawn(lost), Settle(lost), CloseLane(number, 1)]
+    assert pool.close_session(number, "closed") == [
+        withdrawn(lost),
+        Settle(lost),
+        CloseLane(number, 1, "closed"),
+    ]
 
 
 @pytest.mark.parametrize("delayed", [False, True])
@@ -947,7 +1031,7 @@ def test_what_waits_to_be_run_again_ends_with_its_session(delayed):
     judging(pool, task)
     if delayed:
         pool.judged(task, 600.0, NOW)
-    assert pool.close_session(number) == [Settle(task), CloseLane(number, 1)]
+    assert pool.close_session(number, "closed") == [Settle(task), CloseLane(number, 1, "closed")]
     assert pool.shutdown(False) == [Stop()]
 
 
@@ -958,7 +1042,7 @@ def test_a_lost_state_of_a_closed_session_is_nobodys():
     running(pool, one)
     pool.add(two)
     two.claim()
-    pool.close_session(number)
+    pool.close_session(number, "closed")
     assert pool.said(two.action, Error("state", "lost"), NOW) == []
 
 
@@ -1024,7 +1108,7 @@ def test_a_pool_stops_once(cancel):
     assert pool.disconnected("gone", NOW) == []
     assert pool.connected() == []
     assert pool.unavailable(ERROR) == []
-    assert pool.close_session(session) == []
+    assert pool.close_session(session, "closed") == []
 
 
 def test_a_shutdown_while_connecting_waits_for_the_runtime():
@@ -1208,6 +1292,8 @@ class Walk(RuleBasedStateMachine):
 
     def obey(self, orders):
         """What must be true of orders when they are given."""
+        numbers = [order.task.number for order in orders if type(order) is Send]
+        assert numbers == sorted(numbers), "not in the order of submission"
         for order in orders:
             assert not self.stopped, f"{order} after Stop"
             if type(order) is Connect:
@@ -1250,15 +1336,23 @@ class Walk(RuleBasedStateMachine):
         if isinstance(retries, int):
             assert task.losses <= retries
         for other in self.tasks:
-            same = other.lane == task.lane or {other.lane, task.lane} <= set(SHARED)
-            if same and other.state is State.QUEUED and other.number < task.number:
-                assert other in self.waits_for, "one that was submitted before waits"
+            if other.state is State.QUEUED and other.number < task.number:
+                assert self.may_not_go(other), "one that was submitted before waits"
         ahead = [each for each in self.out.values() if each.lane in SHARED]
         if task.lane in SHARED and len(ahead) >= self.max_workers:
             assert len(ahead) < self.max_workers + module.AHEAD
             assert sum(each.size for each in self.out.values()) < module.AHEAD_BYTES
         self.out[order.action] = task
         assert len({id(each) for each in self.out.values()}) == len(self.out)
+
+    def may_not_go(self, task):
+        """Whether it waits for its policy, or for another of its session."""
+        if task in self.waits_for:
+            return True
+        live = [each for each in self.tasks if each.lane == task.lane and each not in self.done]
+        return task.lane not in SHARED and any(
+            each in self.waits_for or each.state is not State.QUEUED for each in live
+        )
 
     def ordered_to_settle(self, order):
         task = order.task
@@ -1272,6 +1366,8 @@ class Walk(RuleBasedStateMachine):
 
     def hears_of_loss(self, task):
         if self.legal:
+            again = not isinstance(task.settings.retries, int)
+            assert again or task not in self.heard, "it is what lost the state"
             losses = self.losses.get(task.lane, [])
             assert losses, "nothing was lost"
             told = self.told.get(task.lane, [])
@@ -1340,11 +1436,12 @@ class Walk(RuleBasedStateMachine):
             self.lanes.open(command.lane, command.lane not in SHARED)
         elif type(command) is Send:
             lane = command.task.lane
-            self.runtime(self.lanes.add(lane, command.action, command.task))
+            task = command.task
+            self.runtime(self.lanes.add(lane, command.action, task, task.number))
         elif type(command) is Withdraw:
             self.runtime(self.lanes.cancel(command.action))
         elif type(command) is CloseLane:
-            self.runtime(self.lanes.close(command.lane))
+            self.runtime(self.lanes.close(command.lane, command.reason))
         else:
             box = self.boxes.get(self.lanes.sandbox_of(command.action))
             if box is not None and box.running:
@@ -1548,7 +1645,7 @@ class Walk(RuleBasedStateMachine):
     @rule(data=st.data())
     def close_session(self, data):
         number = data.draw(st.sampled_from(self.sessions))
-        self.a_thread(self.pool.close_session(number))
+        self.a_thread(self.pool.close_session(number, "closed"))
         live = [t for t in self.tasks if t.lane == number and t not in self.done]
         assert all(t.state is State.RUNNING for t in live)
 
@@ -1702,12 +1799,7 @@ def late(task, now):
     )
 
 
-Walk.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+Walk.TestCase.settings = WALKS
 
 
 class TestWhateverHappensEveryTaskEndsOnceAndThePoolStopsOnce(Walk.TestCase):

@@ -119,9 +119,10 @@ each_command = st.one_of(
         deadline=st.none() | seconds,
         max_output=st.none() | numbers,
         window=st.none() | numbers,
+        number=numbers,
     ),
     st.builds(Credit, numbers, numbers),
-    st.builds(Close, numbers),
+    st.builds(Close, numbers, st.text()),
     st.builds(Cancel, numbers),
     st.builds(Signal, numbers, st.integers(0, 64)),
 )
@@ -164,7 +165,7 @@ def test_tags_are_the_wire():
 
 
 def test_a_frame_is_a_small_array():
-    assert msgspec.msgpack.decode(Sender().frame([Close(5)], 7)) == [1, 7, [[3, 5]]]
+    assert msgspec.msgpack.decode(Sender().frame([Cancel(5)], 7)) == [1, 7, [[4, 5]]]
 
 
 def test_what_a_later_version_adds_to_a_message_is_ignored():

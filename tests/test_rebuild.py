@@ -212,6 +212,11 @@ class RaisesWhatSaysNothing:
         raise SaysNothing
 
 
+class OwnName:
+    pass
+
+
+OwnName.__qualname__ = "MODULE_ATTRIBUTE.x"
 MODULE_ATTRIBUTE = Point(1)
 alias = os.system
 
@@ -232,6 +237,11 @@ def picture(value):
     if isinstance(value, dict):
         return type(value), [(picture(key), picture(value[key])) for key in value]
     return type(value), value
+
+
+def test_plain_data_may_have_any_byte():
+    for value in [bytes([n]) for n in range(256)]:
+        assert there_and_back([value]) == [value]
 
 
 def test_what_is_shared_stays_shared_and_cycles_stay_cycles():
@@ -547,6 +557,35 @@ def test_an_unknown_type_is_named_with_the_remedy():
     )
 
 
+def test_of_a_function_it_is_the_package_that_has_to_be_trusted():
+    with pytest.raises(PayloadError, match=r"name its package .*SandboxExecutor\(trust=\[…\]\)$"):
+        there_and_back(ran, HERE)
+
+
+def test_where_no_trust_would_help_something_else_is_advised():
+    class Local:
+        pass
+
+    made, gone = {}, type("Gone", (), {"__module__": HERE})
+    exec("class FromText: pass", made)
+    for value, trust, name in [
+        (Local(), (), f"{HERE}.{Local.__qualname__}"),
+        (Local(), [Point], f"{HERE}.{Local.__qualname__}"),
+        (Local(), [HERE], f"{HERE}.{Local.__qualname__}"),
+        (made["FromText"](), (), "builtins.FromText"),
+        (gone(), (), f"{HERE}.Gone"),
+        (gone(), "all", f"{HERE}.Gone"),
+        ([OwnName], (), f"{HERE}.MODULE_ATTRIBUTE.x"),
+    ]:
+        with pytest.raises(PayloadError) as caught:
+            there_and_back(value, *([HERE] if trust == () else []), trust=trust)
+        assert str(caught.value) == (
+            f"{name} came out of the sandbox, and nothing here has that name: it was made there, "
+            "or in a function. Return plain data in its place, or define it at the top level of a "
+            "module that can be imported here too"
+        )
+
+
 class Runs:
     def __init__(self, function, *args):
         self.reduced = function, args
@@ -749,6 +788,26 @@ def test_what_is_nested_too_deep_is_refused():
     deep = b"\x80\x05" + b"](" * 10**5 + forge(ask)[11:-1] + b"e" * 10**5 + b"."
     with pytest.raises(PayloadError):
         read(deep)
+
+
+def test_attributes_are_given_to_what_may_have_them():
+    for value in (types.SimpleNamespace(x=[Point(1)]), collections.OrderedDict(x=1)):
+        value.more = value
+        back = there_and_back([value], HERE)[0]
+        assert vars(back).keys() == vars(value).keys()
+        assert back.more is back
+
+
+def test_an_instance_of_a_class_made_from_an_array_is_not_made():
+    np = pytest.importorskip("numpy")
+
+    class OwnArray(np.ndarray):
+        pass
+
+    classes = {(HERE, "OwnArray"): OwnArray}
+    assert read(forge(Ask("class", HERE, "OwnArray")), classes=classes) is OwnArray
+    with pytest.raises(PayloadError, match="OwnArray came out of the sandbox in no way that is"):
+        read(forge(Ask("new", Ask("class", HERE, "OwnArray"), ((1,),), {})), classes=classes)
 
 
 def test_a_module_of_ones_own_class_is_its_own():

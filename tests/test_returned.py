@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import collections
 import copyreg
+import dataclasses
+import datetime
+import enum
 import functools
 import pickle
 import threading
+import urllib.parse
 
 import pytest
-from forged import there_and_back
+from forged import read, there_and_back
 
 from mentis_pool.errors import PayloadError
 from mentis_pool.returned import pack_exception, pack_value
@@ -75,6 +79,17 @@ def test_what_cannot_travel_is_named_with_its_reason(value):
         pack_exception(ValueError(value))
 
 
+def test_what_is_too_large_does_not_leave_the_sandbox(monkeypatch):
+    monkeypatch.setattr("mentis_pool.returned.MAX_RESULT", 100)
+    assert pack_value(b"x" * 50)
+    large = r"has \d+ bytes, over the limit of 100: write it to a file that lasts"
+    for value in (b"x" * 100, ["x" * 100]):
+        with pytest.raises(PayloadError, match=f"the result {large}"):
+            pack_value(value)
+    with pytest.raises(PayloadError, match=f"the exception {large}"):
+        pack_exception(ValueError("x" * 100))
+
+
 def test_what_leaves_while_it_is_pickled_is_let_through():
     # As from the call itself: it is what the call raised.
     with pytest.raises(SystemExit):
@@ -92,6 +107,78 @@ def test_a_function_is_written_by_its_name_and_a_partial_by_its_function():
     for value in (there_and_back, functools.partial(there_and_back, 1), Gives((Gives, ())).local):
         with pytest.raises(PayloadError, match="not trusted"):
             there_and_back(value, HERE, "forged", "functools", "builtins")
+
+
+class Shade(enum.Flag):
+    RED = 1
+    BLUE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: object
+
+
+class Keyword(Point):
+    def __new__(cls, *, x):
+        return super().__new__(cls)
+
+    def __getnewargs_ex__(self):
+        return (), {"x": self.x}
+
+
+class Old:
+    def __reduce__(self):
+        return object.__reduce__(self)
+
+
+class OldInt(int):
+    def __reduce__(self):
+        return copyreg._reduce_ex(self, 1)
+
+
+class AddedError(OSError):
+    def __init__(self, path):
+        super().__init__(2, "no", path)
+        self.path = path
+
+
+class ReducedError(ValueError):
+    def __reduce__(self):
+        return ReducedError, ("again",)
+
+
+def test_an_instance_is_written_as_its_class_says():
+    for value in (Point([1]), Keyword(x=1), OldInt(5), Shade.RED, Shade.RED | Shade.BLUE):
+        back = there_and_back([value, value], HERE)
+        assert back[0] is back[1]
+        assert type(back[0]) is type(value)
+        assert back[0] == value
+    assert type(there_and_back(Old(), HERE)) is Old
+    assert there_and_back([Point, ..., NotImplemented], HERE) == [Point, ..., NotImplemented]
+
+
+def test_what_is_on_a_list_is_written_as_the_list_says():
+    for value in (datetime.date(2024, 2, 29), urllib.parse.urlsplit("http://a/b")):
+        assert there_and_back(value) == value
+    np = pytest.importorskip("numpy")
+    assert there_and_back(np.arange(3)).tolist() == [0, 1, 2]
+
+
+def test_an_exception_is_written_without_its_constructor():
+    exc = AddedError("file")
+    back = there_and_back_exception(exc)
+    assert type(back) is AddedError
+    assert (back.args, back.filename, back.path) == (exc.args, "file", "file")
+    assert there_and_back_exception(ValueError(1)).args == (1,)
+
+
+def test_an_exception_that_says_itself_how_it_is_pickled_is_asked():
+    assert there_and_back_exception(ReducedError("first")).args == ("again",)
+
+
+def there_and_back_exception(exc):
+    return read(pack_exception(exc), HERE)
 
 
 class Registered:

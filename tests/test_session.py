@@ -258,6 +258,19 @@ def test_a_kill_loses_the_state_of_this_session_alone(executor):
         assert type(one.submit("x").exception(BOUND)) is StateLost
 
 
+@pytest.mark.parametrize("waiting", [True, False])
+def test_a_sandbox_that_is_lost_is_told_to_the_next_and_not_to_what_ran(session, waiting):
+    session.submit("x = 1").result(BOUND)
+    running = session.submit(family.SLEEP)
+    following = session.submit("x") if waiting else None
+    # The init of the sandbox.
+    family.worker_of(running).parent().kill()
+    assert type(running.exception(BOUND)) is SandboxDied
+    following = following or session.submit("x")
+    assert type(following.exception(BOUND)) is StateLost
+    assert session.submit("'x' in dir()").result(BOUND).value is False
+
+
 @pytest.mark.parametrize("cell", ["import os; os._exit(3)", "import os; os.kill(os.getpid(), 9)"])
 def test_a_cell_that_ends_its_process_loses_the_state(session, cell):
     session.submit("x = 1")
@@ -275,7 +288,9 @@ def test_a_restart_begins_anew(session):
     waiting = session.submit("x")
     family.started(running)
     session.restart()
-    assert running.exception(BOUND) is not None
+    ended = running.exception(BOUND)
+    assert type(ended) is SandboxDied
+    assert "its session was restarted" in str(ended)
     assert waiting.cancelled() or isinstance(waiting.exception(BOUND), StateLost)
     answer = session.submit("import os; 'x' in dir(), os.listdir(), len(In)").result(BOUND)
     assert answer.value == (False, [], 2)
@@ -304,7 +319,9 @@ def test_an_exception_in_the_block_ends_it_at_once(executor):
             waiting = session.submit("1")
             worker = family.worker_of(running)
             raise ZeroDivisionError
-    assert running.exception(BOUND) is not None
+    ended = running.exception(BOUND)
+    assert type(ended) is SandboxDied
+    assert "its session was closed" in str(ended)
     assert waiting.cancelled()
     assert time.monotonic() - begun < BOUND
     worker.wait(BOUND)

@@ -591,15 +591,54 @@ def test_a_session_whose_sandbox_is_replaced_has_lost_its_state():
     assert len(of(LoseState, scene.orders)) == 1
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_a_session_whose_sandbox_had_begun_nothing_has_no_state_to_lose(used):
+    scene = Scene("session")
+    if used:
+        scene.begin()
+        scene.hear(*WHOLE)
+    scene.do(scene.slot.refused, scene.run(), "rejected", "no", 3.0)
+    assert len(of(LoseState, scene.orders)) == used
+    scene.orders.clear()
+    scene.do(scene.slot.made, "S2", 4.0)
+    scene.do(scene.slot.cut, "S2", "reset", 5.0)
+    assert of(LoseState, scene.orders) == []
+
+
+@pytest.mark.parametrize("refusal", ["unsent", "gone"])
+def test_a_cell_that_is_sent_elsewhere_hears_of_the_lost_state_itself(refusal):
+    scene = Scene("session")
+    scene.begin()
+    scene.hear(*WHOLE)
+    scene.orders.clear()
+    scene.do(scene.slot.refused, scene.run(), refusal, "why", 3.0)
+    # The lanes know that the slot is closed, and what it had run.
+    assert of(LoseState, scene.orders) == []
+    assert events(scene.orders) == [Closed(1, "why")]
+
+
 # ── the end ─────────────────────────────────────────────────────────────────
 
 
 def test_closing_deletes_what_there_is_and_what_comes():
     scene = Scene("fresh")
     scene.begin()
-    assert scene.slot.close() == [Delete("S1")]
+    died = Error("died", "the sandbox was lost: its session was closed")
+    told = [Tell(Said(7, each)) for each in (died, End(2.0))]
+    assert scene.slot.close("its session was closed", 4.0) == [Delete("S1"), *told]
     assert scene.slot.made("S2", 5.0) == [Delete("S2")]
     assert scene.slot.not_made("late", False) == []
+
+
+def test_closing_deletes_what_was_made_ahead():
+    scene = Scene("fresh")
+    scene.begin()
+    scene.do(scene.slot.made, "S2", 3.0)
+    assert of(Delete, scene.slot.close("closed", 4.0)) == [Delete("S1"), Delete("S2")]
+
+
+def test_closing_what_is_idle_tells_nobody():
+    assert Scene().slot.close("closed", 2.0) == [Delete("S1")]
 
 
 def test_a_runtime_that_is_lost_leaves_no_cell_without_an_outcome():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import array
 import collections
 import datetime
 import decimal
 import fractions
 import http
+import io
 import ipaddress
+import os
 import pathlib
+import pickle
 import re
 import signal
 import subprocess
+import time
 import types
+import urllib.parse
 import uuid
 import zoneinfo
 
@@ -66,6 +72,15 @@ VALUES = [
     types.SimpleNamespace(a=1, b=[2]),
     subprocess.CompletedProcess(["ls"], 1, "out", b"err"),
     array.array("d", [1.5, -0.0]),
+    argparse.Namespace(a=1, b=[2]),
+    os.stat("/"),
+    os.statvfs("/"),
+    os.terminal_size((80, 24)),
+    time.localtime(),
+    time.struct_time(range(9)),
+    urllib.parse.urlparse("http://a:1/b;c?d#e"),
+    urllib.parse.urlsplit(b"http://a/b"),
+    urllib.parse.urldefrag("http://a/b#c"),
     http.HTTPStatus.OK,
     signal.SIGTERM,
     re.IGNORECASE | re.MULTILINE,
@@ -77,6 +92,10 @@ VALUES = [
 ]
 
 
+ATTRIBUTES = ["fold", "tzinfo", "maxlen", "default_factory", "is_safe", "typecode"]
+ATTRIBUTES += ["st_mtime_ns", "f_fsid", "tm_zone", "tm_gmtoff"]
+
+
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_it_comes_back_as_it_was(value):
     back = there_and_back(value)
@@ -84,7 +103,7 @@ def test_it_comes_back_as_it_was(value):
     assert repr(back) == repr(value)
     if not isinstance(value, subprocess.CompletedProcess):
         assert back == value
-    for attribute in ("fold", "tzinfo", "maxlen", "default_factory", "is_safe", "typecode"):
+    for attribute in ATTRIBUTES:
         assert getattr(back, attribute, None) == getattr(value, attribute, None)
 
 
@@ -102,6 +121,35 @@ def test_as_keys_and_in_sets_too():
     back = there_and_back(value)
     assert back == value
     assert list(back) == list(value)
+
+
+@pytest.mark.parametrize("value", [io.BytesIO(b"a\r\n\xff"), io.StringIO("a\r\nü"), io.BytesIO()])
+def test_a_file_in_memory_comes_back_where_it_was_read_to(value):
+    value.read(1)
+    back = there_and_back(value)
+    assert type(back) is type(value)
+    assert back.getvalue() == value.getvalue()
+    assert back.tell() == value.tell()
+
+
+def test_a_file_in_memory_that_is_more_than_its_content_does_not_travel():
+    named, beyond = io.BytesIO(b"x"), io.BytesIO(b"x")
+    named.name = "x"
+    beyond.seek(5)
+    for value in (named, beyond, io.StringIO(newline=None)):
+        with pytest.raises(PayloadError):
+            there_and_back(value)
+
+
+def test_the_week_of_a_date_is_a_tuple_as_in_its_pickle():
+    week = datetime.date(2024, 12, 30).isocalendar()
+    assert repr(there_and_back([week])) == repr(pickle.loads(pickle.dumps([week])))
+
+
+def test_a_regular_expression_is_not_compiled_here():
+    with pytest.raises(PayloadError, match=r"re\._compile"):
+        there_and_back(re.compile("a"), "re")
+    assert there_and_back(re.compile("a"), trust=["re"]) == re.compile("a")
 
 
 def test_one_timezone_stays_one():
@@ -196,6 +244,36 @@ FORGED = [
     Ask("array", "d", b"123"),
     Ask("array", "no", b""),
     Ask("CompletedProcess", 1),
+    Ask("record", "os", "terminal_size", (1,), {}),
+    Ask("record", "os", "terminal_size", (1, [2]), {}),
+    Ask("record", "os", "terminal_size", [1, 2], {}),
+    Ask("record", "os", "terminal_size", LONG, {}),
+    Ask("record", "os", "terminal_size", (1, 2), {"columns": []}),
+    Ask("record", "os", "terminal_size", (1, 2), [1]),
+    Ask("record", "os", "terminal_size", (1, 2)),
+    Ask("record", "os", "system", ("touch /tmp/forged",)),
+    Ask("record", "os.path", "join", ("a", "b")),
+    Ask("record", "subprocess", "Popen", ("touch /tmp/forged",)),
+    Ask("record", ["os"], "system", ()),
+    Ask("record", "urllib.parse", "SplitResult", ("a", "b")),
+    Ask("record", "urllib.parse", "SplitResult", ("a", "b", "c", "d", cls("builtins", "int"))),
+    Ask("record", "urllib.parse", "urlopen", ("http://localhost",)),
+    Ask("record", "urllib.parse", "SplitResult", ("a", "b", "c", "d", "e"), state={"x": 1}),
+    Ask("tuple", LONG),
+    Ask("tuple", [1]),
+    Ask("file", b"x", 2),
+    Ask("file", "x", -1),
+    Ask("file", "x", 1 << 62),
+    Ask("file", "x", None),
+    Ask("file", LONG, 0),
+    Ask("file", 10**10, 0),
+    Ask("file", b"x", 0, state={"x": 1}),
+    Ask("Namespace", 1),
+    Ask("Namespace", state=[1]),
+    Ask("Namespace", state={1: 2}),
+    Ask("call", cls("functools", "partial"), (cls("builtins", "int"),)),
+    Ask("function", "functools", "partial"),
+    Ask("function", "re", "_compile"),
     Ask("Ellipsis", 1),
     Ask("date", 2024, 1, 1, state={"year": 5}),
     Ask("deque", None, state={"x": 1}),

@@ -135,6 +135,22 @@ def lose(task, message, now, *kind):
     task.observe(task.lost(message, now, *kind), now)
 
 
+def test_what_was_sent_in_vain_does_not_count():
+    task = a_task()
+    task.sent(1)
+    task.unsent()
+    assert task.waits
+    task.sent(2)
+    assert (task.attempt, task.losses) == (1, 0)
+
+
+def test_what_an_attempt_gave_is_not_what_the_next_gives():
+    task = running()
+    task.rebuilt = ("object",)
+    task.back()
+    assert task.rebuilt is None
+
+
 def test_a_task_waits_until_something_is_said_of_it():
     task = a_task()
     assert task.waits

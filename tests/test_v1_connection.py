@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import threading
@@ -15,6 +16,7 @@ from mentis_pool import (
     BrokenSandboxPool,
     CellTimeout,
     OutcomeUnknown,
+    QueueFull,
     RuntimeRejected,
     RuntimeUnavailable,
     SandboxDied,
@@ -217,17 +219,23 @@ def test_a_post_without_an_answer_is_not_sent_again(original):
     assert sum("'once'" in body["code"] for body in original.posts()) == 1
 
 
+@contextlib.contextmanager
+def gone(original):
+    """The runtime knows nothing of its only sandbox any more, and says nothing of its end."""
+    [sandbox] = original.sandboxes.values()
+    sandbox.streams.clear()
+    del original.sandboxes[sandbox.id]
+    yield
+    sandbox.delete()
+    for connection in original.connections.pop(sandbox.id):
+        connection.close()
+
+
 def test_a_sandbox_that_is_gone_before_the_cell_began_costs_nothing(original):
     with executor_at(original, state="reuse") as executor:
         executor.submit("1").result()
-        [sandbox] = original.sandboxes.values()
-        for stream in list(sandbox.streams):
-            sandbox.streams.discard(stream)  # it says nothing of its end
-        del original.sandboxes[sandbox.id]
-        assert executor.submit("2").result(10).text == "2"
-        sandbox.delete()
-        for connection in original.connections.pop(sandbox.id):
-            connection.close()
+        with gone(original):
+            assert executor.submit("2").result(10).text == "2"
 
 
 def test_what_may_be_repeated_is_repeated(original, caplog):
@@ -331,14 +339,36 @@ def test_what_is_sent_while_a_sandbox_fails_breaks_nothing(original):
         assert [future.exception(10) for future in futures] == [None, None]
 
 
-def test_closing_a_session_ends_what_runs_in_it(original, eventually):
+def test_sessions_tasks_and_others_start_in_the_order_of_their_submission(original):
+    with executor_at(original, state="reuse") as executor, executor.session() as session:
+        futures = [executor.submit("import time; time.sleep(0.5)")]
+        futures += [(session if i == 36 else executor).submit("1") for i in range(40)]
+        starts = [next(future.observations()).time for future in futures]
+    assert starts == sorted(starts)
+
+
+def test_there_is_a_sandbox_more_beside_a_session_but_no_more_run_at_once(original):
+    with executor_at(original, state="reuse") as executor, executor.session() as session:
+        with pytest.raises(QueueFull):
+            executor.session()
+        cell = "import time; a = time.time(); time.sleep(0.05); print(a, time.time())"
+        futures = [each.submit(cell) for _ in range(3) for each in (session, executor)]
+        spans = sorted(tuple(map(float, each.result(20).stdout.split())) for each in futures)
+        assert len(original.sandboxes) == 2
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+@pytest.mark.parametrize(("how", "why"), [("close", "closed"), ("restart", "restarted")])
+def test_closing_a_session_ends_what_runs_in_it(original, eventually, how, why):
     with executor_at(original) as executor:
         session = executor.session()
         running = session.submit("import time; time.sleep(60)")
         waiting = session.submit("1")
         started(running, eventually)
-        session.close()
-        assert isinstance(running.exception(10), (SandboxDied, OutcomeUnknown))
+        getattr(session, how)()
+        ended = running.exception(10)
+        assert type(ended) is SandboxDied
+        assert f"its session was {why}" in str(ended)
         assert waiting.cancelled()
         assert executor.submit("2").result(20).text == "2"
 
@@ -353,6 +383,24 @@ def test_a_session_keeps_its_state_and_hears_when_it_is_lost(original):
         )
         assert isinstance(session.submit("x").exception(20), StateLost)
         assert isinstance(session.submit("x").exception(20), NameError)
+
+
+def test_a_session_whose_sandbox_is_gone_tells_the_cell_that_would_have_begun(original):
+    with executor_at(original) as executor, executor.session() as session:
+        session.submit("x = 4").result(20)
+        with gone(original):
+            assert isinstance(session.submit("x").exception(20), StateLost)
+        assert isinstance(session.submit("x").exception(20), NameError), "it is told once"
+
+
+def test_a_session_whose_sandbox_is_gone_before_its_first_cell_began_lost_nothing(original):
+    answers = iter([404])
+    original.script.answer = lambda method, path, _: (
+        next(answers, None) if path.endswith("run_ipython_cell") else None
+    )
+    with executor_at(original) as executor, executor.session() as session:
+        assert session.submit("x = 4").exception(20) is None
+        assert session.submit("x").result(20).text == "4"
 
 
 def test_a_runtime_that_refuses_a_space_is_asked_as_often_as_it_was_told(original):

@@ -22,13 +22,10 @@ from mentis_pool.observations import (
 )
 from mentis_pool.output import StreamBound
 from mentis_pool.pool_stream import Run
+from mentis_pool.returned import MAX_RESULT
 
 DISPLAY_LIMIT = 64 * 1024 * 1024
 """Bytes of displays of one action, where ``max_output`` sets no lower limit."""
-
-
-MAX_RESULT = 1 << 30
-"""Bytes of what one call may return."""
 _MOST = 1 << 53
 
 
@@ -40,7 +37,8 @@ class Action:
         self.run = run
         self.timed_out: Literal["timeout", "deadline"] | None = None
         self._result_left = MAX_RESULT
-        self._started = 0.0
+        self.started = 0.0
+        """When it began, on the monotonic clock."""
         # With a window every piece is passed on: the reader bounds what it keeps.
         limit = run.max_output if run.window is None else None
         self._bounds: dict[StreamName, StreamBound] = {
@@ -54,7 +52,7 @@ class Action:
 
     def begin(self, now: float, wall: float, sandbox: int = 0) -> list[Observation]:
         """It starts in this sandbox, at ``now`` on the monotonic clock and ``wall`` since the epoch."""
-        self._started = now
+        self.started = now
         return [Start(wall, sandbox)]
 
     def take(self, part: Part) -> bool:
@@ -100,7 +98,7 @@ class Action:
             said = Error("timeout", f"the cell ran for more than {self.run.timeout:g} s")
         elif self.timed_out == "deadline":
             said = Error("deadline", "it was not done within its deadline")
-        end = End(now - self._started, used.cpu_seconds, used.peak_memory)
+        end = End(now - self.started, used.cpu_seconds, used.peak_memory)
         return [*observations, said, end]
 
 

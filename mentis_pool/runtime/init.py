@@ -82,15 +82,18 @@ class Init:
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair()
-        # Where cells do not stumble over it.
-        theirs = socket.socket(fileno=worker.moved_away(theirs.detach()))
+        filled, taken = posix.packets()
+        # Where cells do not stumble over them.
+        theirs, taken = (
+            socket.socket(fileno=worker.moved_away(each.detach())) for each in (theirs, taken)
+        )
         parent = os.getpid()
         try:
             pid = os.fork()
         except OSError:
             # A cell that runs goes on; the supervisor decides what this means.
-            ours.close()
-            theirs.close()
+            for each in (ours, theirs, filled, taken):
+                each.close()
             self._sock.sendall(wire.pack(wire.Forked(0)))
             return
         if pid == 0:
@@ -98,15 +101,18 @@ class Init:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 posix.die_with_parent(parent)
-                for fd in (ours.detach(), self._sock.detach(), self._woken, self._wake):
-                    os.close(fd)
-                self._template.run(theirs)
+                for each in (ours, filled, self._sock):
+                    each.close()
+                os.close(self._woken)
+                os.close(self._wake)
+                self._template.run(theirs, taken)
             finally:
                 os._exit(0)
         theirs.close()
         self._workers.append(pid)
-        with ours:
-            socket.send_fds(self._sock, [wire.pack(wire.Forked(pid))], [ours.fileno()])
+        with ours, filled, taken:
+            sent = [each.fileno() for each in (ours, filled, taken)]
+            socket.send_fds(self._sock, [wire.pack(wire.Forked(pid))], sent)
 
     def _execute(self, command: wire.Execute) -> None:
         readers: list[int] = []

@@ -5,12 +5,21 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 
+KEEPS_PACKETS = sys.platform == "linux"
+"""Whether `packets` stay apart; macOS has no such sockets."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def packets() -> tuple[socket.socket, socket.socket]:
+    """A socket to write packets to, and one where each is read by itself."""
+    kind = socket.SOCK_SEQPACKET if KEEPS_PACKETS else socket.SOCK_STREAM
+    return socket.socketpair(socket.AF_UNIX, kind)
 
 
 def die_with_parent(parent: int) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import platform
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import uvicorn
@@ -19,7 +19,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
+from websockets.protocol import State
 
 from mentis_pool import lanes
 from mentis_pool._version import __version__
@@ -56,21 +57,43 @@ _FULL = 8 * 1024 * 1024
 """Bytes waiting for a client, from which on its sandboxes are not read any more."""
 _FRAME = 1024 * 1024
 """Bytes of observations in one frame, about."""
+_LATER = 0.001
+"""Seconds within which is sent what may wait for more."""
+_LINK = "mentis_pool.link"
+"""Where in an ASGI scope the connection is found."""
+
+
+class Link(Protocol):
+    """The connection to a client."""
+
+    def takes_more(self) -> bool:
+        """Whether it may be sent to now; `Session.send` is called when that changes."""
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send, without waiting."""
 
 
 class Session:
     """One client on its stream: its lanes and sandboxes, and what is to be sent to it."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, link: Link) -> None:
         self.id = secrets.token_hex(4)
         self._supervisor = supervisor
+        self._link = link
         self._loop = asyncio.get_running_loop()
         self._lanes: Lanes[Run] = Lanes(0)
         self._opened: dict[int, Open] = {}
         self._sandboxes: dict[int, Sandbox] = {}
+        self._receiver = commands()
+        self._sender = Sender()
         self._outbox: list[Event] = []
         self._size = 0
-        self._filled = asyncio.Event()
+        self._to_send = False
+        """Whether `send` is to be called soon."""
+        self._to_send_late = False
+        """Whether it is to be called in a moment."""
+        self._held_up = False
+        """Whether a sandbox was told that there is no room for what it says."""
 
     # ── what the supervisor says (a Listener) ───────────────────────────────
 
@@ -88,12 +111,18 @@ class Session:
         self._put(Closed(sandbox.number, reason, lost))
         self._carry_out(self._lanes.lost(sandbox.number, reason))
 
-    def said(self, action: int, observation: Observation) -> None:
+    def said(self, action: int, observation: Observation, later: bool = False) -> None:
         """Something was observed of an action."""
         self._size += _size(observation)
-        self._put(Said(action, observation))
-        if isinstance(observation, End):
-            self._carry_out(self._lanes.ended(action))
+        self._put(Said(action, observation), later)
+
+    def done(self, action: int, prompt: bool) -> None:
+        """All was said of an action."""
+        self._carry_out(self._lanes.ended(action, prompt))
+
+    def returned(self, sandbox: Sandbox, actions: list[int]) -> None:
+        """A sandbox does not begin these."""
+        self._carry_out(self._lanes.returned(sandbox.number, actions))
 
     def state_lost(self, sandbox: Sandbox, reason: str) -> None:
         """A session's sandbox has a new process."""
@@ -105,13 +134,31 @@ class Session:
 
     def congested(self) -> bool:
         """Whether so much waits for the client that no more is taken."""
-        return self._size > _FULL
+        full = self._size > _FULL
+        self._held_up = self._held_up or full
+        return full
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: Event, later: bool = False) -> None:
         self._outbox.append(event)
-        self._filled.set()
+        if later:
+            if not self._to_send_late:
+                self._to_send_late = True
+                self._loop.call_later(_LATER, self._send_late)
+        elif not self._to_send:
+            # What else is said in this round of the loop goes with it.
+            self._to_send = True
+            self._loop.call_soon(self.send)
 
     # ── what the client says ────────────────────────────────────────────────
+
+    def receive(self, frame: bytes) -> None:
+        """Carry out what comes.
+
+        Raises:
+            ProtocolError: it is no frame, or not the next one.
+        """
+        for command in self._receiver.messages(frame):
+            self.obey(command)
 
     def obey(self, command: Command) -> None:
         """Carry out a command."""
@@ -120,7 +167,7 @@ class Session:
                 # From now on a time of this loop.
                 at = self._loop.time() + command.deadline
                 command = msgspec.structs.replace(command, deadline=at)
-            self._carry_out(self._lanes.add(command.lane, command.action, command))
+            self._carry_out(self._lanes.add(command.lane, command.action, command, command.number))
         elif isinstance(command, Credit):
             sandbox = self._with(command.action)
             if sandbox is not None:
@@ -135,7 +182,7 @@ class Session:
             self._opened[command.lane] = command
             self._lanes.open(command.lane, command.state == "session")
         elif isinstance(command, Close):
-            self._carry_out(self._lanes.close(command.lane))
+            self._carry_out(self._lanes.close(command.lane, command.reason))
         elif isinstance(command, Begin):
             self._lanes = Lanes(command.most)
 
@@ -157,7 +204,7 @@ class Session:
                     self._sandboxes[order.sandbox].cancel(order.action)
             elif isinstance(order, lanes.Drop):
                 if order.sandbox in self._sandboxes:
-                    self._sandboxes.pop(order.sandbox).close("it was closed")
+                    self._sandboxes.pop(order.sandbox).close(order.reason)
             elif isinstance(order, lanes.Refuse):
                 self._put(Said(order.action, Error(order.kind, order.reason)))
                 self._put(Said(order.action, End(0.0)))
@@ -177,26 +224,20 @@ class Session:
         await self._supervisor.ready.wait()
         self._put(Welcome(self.id, __version__, platform.python_version()))
 
-    # ── the two directions of the stream ────────────────────────────────────
+    def _send_late(self) -> None:
+        self._to_send_late = False
+        self.send()
 
-    async def receive(self, websocket: WebSocket) -> None:
-        """Carry out what comes, until the client is gone."""
-        receiver = commands()
-        while True:
-            for command in receiver.messages(await websocket.receive_bytes()):
-                self.obey(command)
-
-    async def send(self, websocket: WebSocket, sender: Sender) -> None:
-        """Send what is there, all that is there in one frame; waits for nothing else."""
-        while True:
-            await self._filled.wait()
-            self._filled.clear()
-            batch, self._outbox = self._outbox, []
-            while batch:
-                some, batch, size = _some(batch)
-                await websocket.send_bytes(sender.frame(some, 0))
-                self._size -= size
-            for sandbox in self._sandboxes.values():
+    def send(self) -> None:
+        """Send what is there, as long as the client takes it, all that is there in one frame."""
+        self._to_send = False
+        while self._outbox and self._link.takes_more():
+            some, self._outbox, size = _some(self._outbox)
+            self._link.send_frame(self._sender.frame(some, 0))
+            self._size -= size
+        if self._held_up and self._size <= _FULL:
+            self._held_up = False
+            for sandbox in list(self._sandboxes.values()):
                 sandbox.resume()
 
     def end(self) -> None:
@@ -236,24 +277,19 @@ def application(supervisor: Supervisor) -> Starlette:
             await websocket.send_denial_response(JSONResponse({"message": message}, 400))
             return
         await websocket.accept(subprotocol=SUBPROTOCOL)
-        session = Session(supervisor)
-        sender = Sender()
-        sending = asyncio.ensure_future(session.send(websocket, sender))
-        receiving = asyncio.ensure_future(session.receive(websocket))
+        link: _Protocol = websocket.scope["extensions"][_LINK]["connection"]
+        session = Session(supervisor, link)
+        link.session = session
+        welcome = asyncio.ensure_future(session.welcome())
         try:
-            await session.welcome()
-            # Either way round: without one of them the client would wait for ever.
-            await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
-            for ended in (sending, receiving):
-                if ended.done():
-                    ended.result()
-        except (WebSocketDisconnect, asyncio.CancelledError):
-            pass  # the client is gone, or the runtime ends
-        except ProtocolError as exc:
-            await websocket.close(1002, str(exc)[:100])
+            # Frames go to the session by themselves: what comes here is the end.
+            while (await websocket.receive())["type"] != "websocket.disconnect":
+                pass
+        except asyncio.CancelledError:
+            pass  # the runtime ends
         finally:
-            sending.cancel()
-            receiving.cancel()
+            welcome.cancel()
+            link.session = None
             session.end()
 
     return Starlette(
@@ -262,14 +298,56 @@ def application(supervisor: Supervisor) -> Starlette:
 
 
 class _Protocol(uvicorn_websockets.WebSocketsSansIOProtocol):
-    """uvicorn's own, but for two things.
+    """uvicorn's own, but for three things.
 
-    A client that does not read is told of the close as well, behind all that it
-    has not read. And a WebSocket that was denied is no fault of the application.
+    Frames of the pool stream take no way round by tasks and queues. A client that does
+    not read is told of the close as well, behind all that it has not read. And a
+    WebSocket that was denied is no fault of the application.
     """
 
     _PATIENCE = 60.0
     """Seconds after which it is cut off, whatever it has read."""
+
+    session: Session | None = None
+    """Whose frames these are; None where they are for the application."""
+
+    def handle_connect(self, event: Any) -> None:
+        """Let the application find this."""
+        super().handle_connect(event)
+        if not self.close_sent:
+            assert self.scope["extensions"] is not None
+            self.scope["extensions"][_LINK] = {"connection": self}
+
+    def send_receive_event_to_app(self) -> None:
+        """A message is whole."""
+        if self.session is None:
+            super().send_receive_event_to_app()
+            return
+        frame, self.frames = b"".join(self.frames), []
+        try:
+            if self.curr_msg_data_type == "text":
+                raise ProtocolError("the pool stream has no text")
+            self.session.receive(frame)
+        except ProtocolError as exc:
+            self.session = None
+            self.conn.send_close(1002, str(exc)[:100])
+            self.handle_parser_exception()
+
+    def takes_more(self) -> bool:
+        """Whether the client has read most of what was sent, or is gone."""
+        return self.writable.is_set()
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send to a client that is there; where it is gone, nothing."""
+        if self.conn.state is State.OPEN and not self.transport.is_closing():
+            self.conn.send_binary(frame)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+
+    def resume_writing(self) -> None:
+        """The client has taken what was sent."""
+        super().resume_writing()
+        if self.session is not None:
+            self.session.send()
 
     async def send(self, message: Any) -> None:
         """Send an ASGI message."""

@@ -5,8 +5,9 @@ to readable sockets and pipes, and to timers. For each wait there is a timer or
 an end-of-file that ends it::
 
     a worker to be ready      its word · its death
-    initializer in a worker   its End · its death: the client is told that it broke
-    run sent to a worker      its End · its death (told by the init) · its time limit
+    initializer in a worker   its Done · its death: the client is told that it broke
+    run sent to a worker      its Done · its death (told by the init) · its time limit
+    run sent ahead            the Done of what is before it · PROMPT passes and it is taken back
     time limit passed         the interrupt works · grace passes and it is killed
     killed                    its death · patience passes and the sandbox is given up
     a command                 its death · its deadline, and it is killed
@@ -43,9 +44,10 @@ from mentis_pool.observations import (
     Result,
     StreamName,
 )
-from mentis_pool.pool_stream import Cells, Open, Run
-from mentis_pool.runtime import isolation, wire
-from mentis_pool.runtime.action import MAX_RESULT, Action, death
+from mentis_pool.pool_stream import Cells, Open, PickledCall, Run
+from mentis_pool.returned import MAX_RESULT
+from mentis_pool.runtime import isolation, posix, wire
+from mentis_pool.runtime.action import Action, death
 
 GRACE = 0.5
 """Seconds that a cell has between the interrupt and the kill."""
@@ -54,9 +56,13 @@ PATIENCE = 10.0
 FORK_PATIENCE = 30.0
 """Seconds within which an init forks a worker, on a busy machine too."""
 END_OF_FILE = "end of file"
+PROMPT = 0.002
+"""Seconds within which a run must be done for others to be sent to its worker meanwhile."""
 LAST_BREATH = 0.05
 """Seconds between the end of a worker's socket and the news of its death."""
 _CHUNK = 256 * 1024
+_READS = 64
+"""Chunks of one channel that are read at once, at most: more than it holds, less than a flood."""
 _START_DEATHS = 5
 """So many workers in a row may die before they ran anything."""
 
@@ -76,11 +82,17 @@ class Listener(Protocol):
     def ready(self, sandbox: Sandbox) -> None:
         """It has nothing to do, and could begin at once."""
 
+    def done(self, action: int, prompt: bool) -> None:
+        """All was said of an action; ``prompt``: others may be given to its sandbox ahead."""
+
+    def returned(self, sandbox: Sandbox, actions: list[int]) -> None:
+        """These it has not begun, and will not: it is busy with another."""
+
     def closed(self, sandbox: Sandbox, reason: str) -> None:
         """It is no more: what it has not begun it will not run."""
 
-    def said(self, action: int, observation: Observation) -> None:
-        """Something was observed of an action; after its end the next may be given."""
+    def said(self, action: int, observation: Observation, later: bool = False) -> None:
+        """Something was observed of an action; ``later``: it may wait for what follows at once."""
 
     def state_lost(self, sandbox: Sandbox, reason: str) -> None:
         """What a session had in it is gone; said before the end of the action that lost it."""
@@ -128,8 +140,8 @@ class Channel(Generic[M]):
             self._paused = False
             self._loop.add_reader(self._sock, self.read)
 
-    def read(self) -> None:
-        """Take what has arrived."""
+    def read(self) -> bool:
+        """Take what has arrived, if anything has."""
         try:
             if self._with_fds:
                 data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, 8)
@@ -137,36 +149,46 @@ class Channel(Generic[M]):
             else:
                 data = self._sock.recv(_CHUNK)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             self._fail(END_OF_FILE)  # reset: the other side died with something unread
-            return
+            return False
         if not data:
             self._fail(END_OF_FILE)
-            return
+            return False
         try:
             messages = self._unpacker.feed(data)
         except ProtocolError as exc:
             self._fail(f"what the cell's process sent is no message: {exc}")
-            return
+            return False
         for message in messages:
             if self._sock.fileno() == -1:
-                return
+                return False
             self._heard(message)
+        return True
 
-    def read_all(self) -> None:
-        """Take all that the other side sent before its end."""
-        while self._sock.fileno() != -1:
+    def read_on(self, wanted: Callable[[], bool]) -> None:
+        """Take what is there already, as long as it is wanted."""
+        for _ in range(_READS):
+            if self._sock.fileno() == -1 or not wanted():
+                return
             try:
+                # Its end is not for here.
                 if not self._sock.recv(1, socket.MSG_PEEK):
                     return
             except OSError:
                 return
-            self.read()
+            if not self.read():
+                return
 
     def send(self, message: Any, *fds: int) -> None:
         """Send, or keep until the other side reads."""
         self._unsent += wire.pack(message)
+        self._write()
+
+    def send_byte(self) -> None:
+        """Send one byte, for who waits for that alone."""
+        self._unsent += b"\0"
         self._write()
 
     def _write(self) -> None:
@@ -198,6 +220,72 @@ class Channel(Generic[M]):
             self._sock.close()
         while self.fds:
             os.close(self.fds.popleft())
+
+
+class _Runs:
+    """What goes to a worker: runs, of which those can be taken back that it has not read.
+
+    Args:
+        filled: where packets are written.
+        taken: where the worker reads them; with a copy of it in here as well.
+    """
+
+    def __init__(self, filled: socket.socket, taken: socket.socket) -> None:
+        filled.setblocking(False)
+        self._filled = filled
+        self._taken = taken
+        self._loop = asyncio.get_running_loop()
+        self._unsent: deque[memoryview] = deque()
+        self._apart = True
+        """Whether all that may be unread are whole runs."""
+
+    def send(self, run: wire.RunWork) -> None:
+        """Send this, or keep it until the worker reads."""
+        packed = memoryview(wire.pack(run))
+        self._apart = len(packed) <= wire.PACKET
+        for at in range(0, len(packed), wire.PACKET):
+            self._unsent.append(packed[at : at + wire.PACKET])
+        self._write()
+
+    def _write(self) -> None:
+        while self._unsent and self._filled.fileno() != -1:
+            if not self._sent(self._unsent[0]):
+                self._loop.add_writer(self._filled, self._write)
+                return
+            self._unsent.popleft()
+            if not self._unsent:
+                self._loop.remove_writer(self._filled)
+
+    def send_ahead(self, run: wire.RunWork) -> bool:
+        """Send this in one packet, which can be taken back; whether there is room for it now."""
+        packed = wire.pack(run)
+        fits = len(packed) <= wire.PACKET
+        return fits and self._apart and not self._unsent and self._sent(packed)
+
+    def _sent(self, packet: bytes | memoryview) -> bool:
+        try:
+            self._filled.send(packet)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            pass  # the worker is gone: its death is heard of
+        return True
+
+    def take_back(self) -> set[int]:
+        """Read what the worker has not read, which reads on meanwhile; the numbers of these runs."""
+        numbers = set()
+        with contextlib.suppress(OSError):
+            # Never waiting by its own: the worker's end would not wait any more either.
+            while packet := self._taken.recv(wire.PACKET, socket.MSG_DONTWAIT):
+                numbers.add(wire.unpack_run(packet).number)
+        return numbers
+
+    def close(self) -> None:
+        """Nothing more comes: the worker sees the end."""
+        if self._filled.fileno() != -1:
+            self._loop.remove_writer(self._filled)
+            self._filled.close()
+            self._taken.close()
 
 
 class CommandListener(Protocol):
@@ -285,18 +373,26 @@ class _Command:
 class _Worker:
     """A worker that is ready, or runs."""
 
-    def __init__(self, pid: int, sock: socket.socket, sandbox: Sandbox) -> None:
+    def __init__(self, pid: int, fds: list[int], sandbox: Sandbox) -> None:
+        sock, filled, taken = (socket.socket(fileno=fd) for fd in fds)
         self.pid = pid
+        self.runs = _Runs(filled, taken)
         self.ready = False
         """Whether it lives, and its initializer, if any, has run."""
         self.tasks = 0
-        self.said: Any = None
+        self.said: Error | None = None
+        """What is to be said when it is dead."""
         self.signalled = False
         """Whether a signal was sent, which must not reach another cell."""
         self.channel: Channel[wire.FromWorker] = Channel(
             sock, wire.FromWorker, lambda message: sandbox.heard(self, message), self._closed
         )
         self._sandbox = sandbox
+
+    def close(self) -> None:
+        """Hear it no more; it sees the end and goes."""
+        self.channel.close()
+        self.runs.close()
 
     def _closed(self, reason: str) -> None:
         self._sandbox.unheard(self, reason)
@@ -320,6 +416,10 @@ class Sandbox:
         self._opened = self._loop.time()
         self._directory = os.path.join(supervisor.directory, f"s-{secrets.token_hex(4)}")
         self._queue: deque[Run] = deque()
+        self._ahead: deque[Run] = deque()
+        """What the worker has besides, which it has not begun, as far as is known."""
+        self._hurry: asyncio.TimerHandle | None = None
+        """Looks whether what waits here waits for too long."""
         self._commands: dict[int, _Command] = {}
         self._numbers = itertools.count(1)
         self._action: Action | None = None
@@ -327,6 +427,8 @@ class Sandbox:
         self._spare: _Worker | None = None
         self._forking = False
         self._retiring = False
+        self._prompt = False
+        """Whether its runs are done so soon that others may be sent meanwhile."""
         self._ready = False
         self._closed = False
         self._start_deaths = 0
@@ -376,17 +478,19 @@ class Sandbox:
         if self._closed:
             return
         self._closed = True
+        self._take_back()
         self._cancel_timer()
         self._cancel_fork_timer()
         self._cancel_signal_timer()
+        self._cancel_hurry()
         action, self._action = self._action, None
         if action is not None:
             self._drain(action)
             said = Error("died", f"the sandbox was lost: {reason}")
-            self._say(action, action.finish(said, End(0.0), self._loop.time()))
+            self._end(action, said, End(0.0))
         for worker in (self._worker, self._spare):
             if worker is not None:
-                worker.channel.close()
+                worker.close()
         commands, self._commands = self._commands, {}
         for command in commands.values():
             command.end(None, f"the sandbox was lost: {reason}")
@@ -430,14 +534,17 @@ class Sandbox:
     def _forked(self, pid: int) -> None:
         self._forking = False
         self._cancel_fork_timer()
-        if not self._init.fds:
-            # No process could be forked, or the kernel had no descriptor to give us.
+        fds = [self._init.fds.popleft() for _ in range(len(self._init.fds))]
+        if len(fds) < 3:
+            # No process could be forked, or the kernel had no descriptors to give us.
+            for fd in fds:
+                os.close(fd)
             if self._worker is None:
                 self._lost("there are no processes or descriptors left for a worker")
             return
-        worker = _Worker(pid, socket.socket(fileno=self._init.fds.popleft()), self)
+        worker = _Worker(pid, fds, self)
         if self._initializer is not None:
-            worker.channel.send(wire.RunWork(self._initializer, None, "initialize"))
+            worker.runs.send(wire.RunWork(0, self._initializer, None, "initialize"))
         if not self._ready:
             self._ready = True
             self._listener.opened(self, self._loop.time() - self._opened)
@@ -506,12 +613,16 @@ class Sandbox:
                 self._queue.remove(run)
                 self._listener.said(action, Error("cancelled", "it was cancelled"))
                 self._listener.said(action, End(0.0))
+                self._listener.done(action, False)
                 return
+        # Now it is known what the worker has begun.
+        self._recall()
         if self._action is not None and self._action.number == action:
             self._kill(Error("cancelled", "it was cancelled"))
 
     def signal(self, action: int, number: int) -> None:
         """Send a signal to the worker, if it runs this action."""
+        self._recall()
         if self._action is None or self._action.number != action or self._worker is None:
             return
         if number == signal.SIGKILL:
@@ -528,25 +639,84 @@ class Sandbox:
 
     def _next(self) -> None:
         worker = self._worker
-        if self._closed or self._action or self._retiring or self._signals:
+        if self._closed or self._retiring or self._signals or worker is None or not worker.ready:
             return
-        if worker is None or not worker.ready:
+        if self._action is not None:
+            self._send_ahead(worker)
             return
         if not self._queue:
             self._listener.ready(self)
             return
         run = self._queue.popleft()
-        action = self._action = Action(run)
         self._start_deaths = 0
         # What was written between two cells belongs to none.
         self._drain(None)
-        self._say(action, action.begin(self._loop.time(), time.time(), self.number))
-        worker.tasks += 1
-        namespace: Literal["keep", "new"] = "keep" if self._state == "session" else "new"
-        worker.channel.send(wire.RunWork(run.work, run.stdin, namespace))
-        self._limit(run)
+        worker.runs.send(self._work(run))
+        self._begin(worker, run)
+        self._send_ahead(worker)
         if self._is_last(worker) and self._spare is None:
             self._fork()
+
+    def _work(self, run: Run) -> wire.RunWork:
+        namespace: Literal["keep", "new"] = "keep" if self._state == "session" else "new"
+        return wire.RunWork(run.action, run.work, run.stdin, namespace)
+
+    def _begin(self, worker: _Worker, run: Run) -> None:
+        """The worker begins to run this."""
+        action = self._action = Action(run)
+        worker.tasks += 1
+        for observation in action.begin(self._loop.time(), time.time(), self.number):
+            self._listener.said(action.number, observation, self._prompt)
+        self._limit(run)
+
+    def _send_ahead(self, worker: _Worker) -> None:
+        """What waits behind a run that will be done at once need not wait for us as well."""
+        while (
+            self._queue
+            and self._prompt
+            and isinstance(self._queue[0].work, PickledCall)
+            and worker.runs.send_ahead(self._work(self._queue[0]))
+        ):
+            self._ahead.append(self._queue.popleft())
+        if (self._ahead or self._queue) and self._hurry is None:
+            self._hurry = self._loop.call_later(PROMPT, self._hasten, self._action)
+
+    def _hasten(self, before: Action | None) -> None:
+        """What was sent ahead has waited for a while: if it is behind this still, it waits elsewhere."""
+        self._hurry = None
+        if before is self._action:
+            self._recall()
+        elif self._ahead or self._queue:
+            self._hurry = self._loop.call_later(PROMPT, self._hasten, self._action)
+
+    def _recall(self) -> None:
+        """Take back what the worker has not begun; what it has begun is known afterwards."""
+        self._prompt = False
+        self._take_back()
+        # What waits for a session can run nowhere else.
+        if self._action is not None and self._queue and self._state != "session":
+            waiting, self._queue = self._queue, deque()
+            self._listener.returned(self, [run.action for run in waiting])
+
+    def _take_back(self) -> None:
+        worker = self._worker
+        if worker is None or not self._ahead:
+            return
+        taken = worker.runs.take_back()
+        back = [run for run in self._ahead if run.action in taken]
+        self._ahead = deque(run for run in self._ahead if run.action not in taken)
+        if self._action is not None and self._action.number in taken:
+            # It had not even read what it is to run now.
+            if self._ahead:
+                # But read the next, when this one had just been taken back.
+                back.insert(0, self._action.run)
+                self._cancel_timer()
+                self._begin(worker, self._ahead.popleft())
+            else:
+                worker.runs.send(self._work(self._action.run))
+        self._queue.extendleft(reversed(back))
+        # Before it took another run, it said how the last one ended.
+        worker.channel.read_on(lambda: bool(self._ahead))
 
     def _limit(self, run: Run) -> None:
         """Have what runs out of time first interrupt it."""
@@ -581,17 +751,13 @@ class Sandbox:
             self._say(action, [message])
             if self._listener.congested():
                 worker.channel.pause()
-        elif isinstance(message, End):
-            if worker.said is None:
-                self._break(worker, "it sent an end without a result")
-                return
-            said, worker.said = worker.said, None
-            self._finish(said, message)
-        elif isinstance(message, Error) and message.kind != "payload":
+        elif isinstance(message.said, Error) and message.said.kind != "payload":
             # How a task ended otherwise, and what that means for others, is not for it to say.
-            self._break(worker, f"it sent an error that is not its own: {message.kind}")
+            self._break(worker, f"it sent an error that is not its own: {message.said.kind}")
+        elif message.number != action.number:
+            self._break(worker, "it sent the end of another run than its own")
         else:
-            worker.said = message
+            self._finish(message)
 
     def _is_idle(self, worker: _Worker) -> None:
         """A worker runs nothing: it is ready; or an interrupt came before the run that it is for."""
@@ -604,17 +770,17 @@ class Sandbox:
 
     def _initialized(self, worker: _Worker, message: wire.FromWorker) -> None:
         """A new worker runs the initializer."""
-        if isinstance(message, Result):
-            worker.said = message
-        elif isinstance(message, End):
-            said, worker.said = worker.said, None
-            failure = said.failure if isinstance(said, Result) else None
-            if failure is None:
-                worker.ready = True
-                self._next()
-                return
-            reason = f"the initializer failed: {failure.name}: {failure.value}"
-            self._listener.broken(reason, failure.traceback, said.text or "")
+        if not isinstance(message, wire.Done) or not isinstance(message.said, Result):
+            return
+        failure = message.said.failure
+        if failure is None:
+            worker.ready = True
+            if message.unread:
+                worker.channel.send_byte()
+            self._next()
+            return
+        reason = f"the initializer failed: {failure.name}: {failure.value}"
+        self._listener.broken(reason, failure.traceback, message.said.text or "")
 
     def unheard(self, worker: _Worker, reason: str) -> None:
         """A worker's socket is closed: if the worker still lives, it is of no use any more."""
@@ -636,8 +802,10 @@ class Sandbox:
             self._kill(Error("protocol", reason))
 
     def _time_out(self, limit: Literal["timeout", "deadline"]) -> None:
-        if self._action is not None and self._worker is not None:
-            self._action.timed_out = limit
+        action = self._action
+        self._recall()
+        if action is not None and self._action is action and self._worker is not None:
+            action.timed_out = limit
             self._worker.signalled = True
             self._send_signal(self._worker.pid, signal.SIGINT)
             self._set_timer(GRACE, self._kill)
@@ -668,13 +836,14 @@ class Sandbox:
             return
         if not worker.ready:
             self._close_worker(worker, message)
+        self._recall()
         # Its last words may still be in the socket, and may be a result.
-        worker.channel.read_all()
+        worker.channel.read_on(lambda: True)
         if self._action is not None and self._worker is worker:
-            said = worker.said if isinstance(worker.said, Error) else death(message.status)
-            self._finish(
-                said, End(0.0, message.cpu_seconds, message.peak_memory), worker_lives=False
-            )
+            said = worker.said or death(message.status)
+            used = End(0.0, message.cpu_seconds, message.peak_memory)
+            done = wire.Done(self._action.number, said, used, True)
+            self._finish(done, worker_lives=False)
         elif not self._retiring:
             if self._state == "session" and worker.tasks:
                 self._listener.state_lost(self, death(message.status).message)
@@ -686,41 +855,72 @@ class Sandbox:
 
     def _close_worker(self, worker: _Worker, message: wire.Died) -> None:
         """A worker that ran nothing of anybody's is gone."""
-        worker.channel.close()
+        worker.close()
         if not worker.ready and self._initializer is not None:
             how = death(message.status).message.replace("the cell's process", "its process")
             written = isolation.take_initializer_output(self._directory, worker.pid)
             self._listener.broken(f"the initializer failed: {how}", "", written)
 
-    def _finish(self, said: Any, used: End, worker_lives: bool = True) -> None:
-        worker = self._worker
+    def _finish(self, done: wire.Done, worker_lives: bool = True) -> None:
+        worker, action = self._worker, self._action
         assert worker is not None
-        action = self._action
         assert action is not None
         self._cancel_timer()
-        self._drain(action)
+        if done.unread:
+            self._drain(action)
         self._action = None
-        observations = action.finish(said, used, self._loop.time())
         worker.channel.resume()
         session = self._state == "session"
         # A script has ended as a process does: its threads and exit handlers are through.
         script = isinstance(action.run.work, Cells) and action.run.work.argv is not None
         spoiled = worker.signalled and not session
-        if script or spoiled or self._is_last(worker) or not worker_lives:
+        renewed = script or spoiled or self._is_last(worker) or not worker_lives
+        self._prompt = not renewed and self._is_prompt(action, done)
+        if renewed and not self._closed:
             if session:
                 self._listener.state_lost(self, "the session's process had to be replaced")
             self._retire(worker)
-        else:
+        elif worker_lives:
             worker.signalled = False
+            if done.unread:
+                worker.channel.send_byte()
         # Only now: whoever hears of the end may give the next run.
-        self._say(action, observations)
+        self._end(action, done.said, done.used, worker)
         self.resume()
         self._next()
+
+    def _is_prompt(self, action: Action, done: wire.Done) -> bool:
+        """Whether others like it may be sent to the worker before they are its turn."""
+        return (
+            posix.KEEPS_PACKETS
+            and self._state == "reuse"
+            and self._most_tasks is None
+            and isinstance(action.run.work, PickledCall)
+            and not done.unread
+            and self._loop.time() - action.started < PROMPT
+        )
+
+    def _end(
+        self, action: Action, said: Result | Error, used: End, worker: _Worker | None = None
+    ) -> None:
+        """All is said of an action; what the worker took next has begun."""
+        self._say(action, action.finish(said, used, self._loop.time()))
+        lost: deque[Run] = deque()
+        if worker is None or worker is not self._worker:
+            # Only hostile code takes what is not its turn.
+            lost, self._ahead = self._ahead, lost
+        elif self._ahead:
+            self._begin(worker, self._ahead.popleft())
+        self._listener.done(action.number, self._prompt)
+        for run in lost:
+            self._listener.said(run.action, Error("died", "the process that took it is gone"))
+            self._listener.said(run.action, End(0.0))
+            self._listener.done(run.action, False)
 
     def _retire(self, worker: _Worker) -> None:
         """Nothing of this worker stays; the next one takes its place when it is gone."""
         self._retiring = True
-        worker.channel.close()
+        worker.close()
         self._worker = None
         self._init.send(wire.Retire(worker.pid, self._state == "session"))
         if self._spare is None:
@@ -737,6 +937,9 @@ class Sandbox:
         self._loop.add_reader(self._pipes[name], self._readable, name)
 
     def _readable(self, name: StreamName) -> None:
+        if self._ahead:
+            # What it wrote is of the run that it is at now.
+            self._recall()
         if self._action is not None and (not self._action.open or self._listener.congested()):
             # The pipe fills up, and whoever writes into it waits.
             self._loop.remove_reader(self._pipes[name])
@@ -788,6 +991,11 @@ class Sandbox:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _cancel_hurry(self) -> None:
+        if self._hurry is not None:
+            self._hurry.cancel()
+            self._hurry = None
 
     def _cancel_fork_timer(self) -> None:
         if self._fork_timer is not None:

@@ -183,7 +183,7 @@ class _Box:
         for stream in self.streams:
             stream.close(GONE, _gone(reason))
 
-    def said(self, action: int, observation: Observation) -> None:
+    def said(self, action: int, observation: Observation, later: bool = False) -> None:
         """Something was observed of a cell."""
         cell = self._cells[action]
         now = time.time()
@@ -193,6 +193,12 @@ class _Box:
         self.say(cell.encoder.encode(observation, now))
         if isinstance(observation, End):
             del self._cells[action]
+
+    def done(self, action: int, prompt: bool) -> None:
+        """Its end was said."""
+
+    def returned(self, sandbox: Sandbox, actions: list[int]) -> None:
+        """Nothing is sent ahead in a session."""
 
     def ready(self, sandbox: Sandbox) -> None:
         """It could run a cell."""

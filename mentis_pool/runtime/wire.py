@@ -16,6 +16,8 @@ from mentis_pool.pool_stream import Work
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of one message; a longer one is refused."""
+PACKET = 64 * 1024
+"""Bytes of a packet to a worker, at most."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
@@ -81,9 +83,11 @@ class Execute(_Message, tag=13, frozen=True):
 
 
 class Forked(_Message, tag=20, frozen=True):
-    """A worker is there; the descriptor sent along is the other end of its socket.
+    """A worker is there, with three descriptors.
 
-    Without a descriptor there is none: no process could be forked.
+    The other end of its socket; and both ends of what it takes its runs from, in packets:
+    the one to write to, and its own, from which those can be taken back that it has not
+    read. Without descriptors there is no worker: no process could be forked.
     """
 
     pid: int
@@ -124,13 +128,14 @@ class Executed(_Message, tag=23, frozen=True):
 
 
 class RunWork(_Message, tag=30, frozen=True):
-    """Run this; ``stdin`` is what it reads.
+    """Run this; ``stdin`` is what it reads. ``number`` is of the action.
 
     ``namespace``: "new", or "keep": everything is as the last run left it (variables,
     directory, `_`). "initialize": it is the initializer, whose names every later cell has;
     its result has the output as its text.
     """
 
+    number: int
     work: Work
     stdin: bytes | None
     namespace: Literal["new", "keep", "initialize"] = "new"
@@ -140,11 +145,24 @@ class Idle(_Message, tag=31, frozen=True):
     """The worker runs nothing: said once it can, and when an interrupt finds it so."""
 
 
+class Done(_Message, tag=32, frozen=True):
+    """The run of this number is over: how, and what it used.
+
+    ``unread``: something that was written is still in the pipes. Then the worker begins
+    nothing else before a byte comes by its socket: what it writes must not be mixed up.
+    """
+
+    number: int
+    said: Result | Error
+    used: End
+    unread: bool = False
+
+
 ToZygote = NewSandbox | EndSandbox
 FromZygote = Ready | Failed
 ToInit = Fork | Retire | Signal | Execute
 FromInit = Forked | Died | Retired | Executed | Signalled
-FromWorker = Display | Cut | Part | Result | Error | End | Idle
+FromWorker = Display | Cut | Part | Done | Idle
 
 M = TypeVar("M")
 
@@ -158,6 +176,14 @@ def pack(message: msgspec.Struct) -> bytes:
     _encoder.encode_into(message, packed, 4)
     packed[:4] = (len(packed) - 4).to_bytes(4, "big")
     return bytes(packed)
+
+
+_run_decoder = msgspec.msgpack.Decoder(RunWork)
+
+
+def unpack_run(packed: bytes) -> RunWork:
+    """A run from the whole of what `pack` gave; for who packed it."""
+    return _run_decoder.decode(memoryview(packed)[4:])
 
 
 class Unpacker(Generic[M]):

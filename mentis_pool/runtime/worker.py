@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from typing import Any, TextIO
 
@@ -63,8 +64,8 @@ class Worker:
         self._prepare()
         self._stdin(None)
 
-    def run(self, sock: socket.socket) -> None:
-        """Take cells until end-of-file, in the forked process."""
+    def run(self, sock: socket.socket, runs: socket.socket) -> None:
+        """Take ``runs`` until end-of-file, in the forked process; what happens is said to ``sock``."""
         os.setsid()
         self._pid = os.getpid()
         self._sock = sock
@@ -73,7 +74,7 @@ class Worker:
         if numpy is not None and "numpy.random" in sys.modules:
             numpy.random.seed()
         self._be_idle()
-        while data := sock.recv(262144):
+        while data := runs.recv(wire.PACKET):
             for command in self._commands.feed(data):
                 self._obey(command)
 
@@ -104,10 +105,28 @@ class Worker:
         self._flush()
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
-        self._sock.sendall(wire.pack(said) + wire.pack(used))
+        unread = self._unread()
+        self._sock.sendall(wire.pack(wire.Done(command.number, said, used, unread)))
         self._idle = True
         if self._missed:
             self._be_idle()
+        if unread and not self._sock.recv(1):
+            os._exit(0)
+
+    def _unread(self) -> bool:
+        """Whether something that was written may still have to be read by the supervisor."""
+        if not posix.KEEPS_PACKETS:
+            return True
+        count = bytearray(4)
+        for fd in self._out:
+            try:
+                # FIONREAD of pipe(7)
+                fcntl.ioctl(fd, termios.FIONREAD, count)
+            except OSError:  # the cell closed it
+                return True
+            if any(count):
+                return True
+        return False
 
     def _make_ready(self, command: wire.RunWork) -> None:
         """What a run may expect; of calls in a kept process no more than that it goes on."""

@@ -80,7 +80,7 @@ FOR_RUNTIME = {
     "values",
 }
 STARTS_RUNTIME = {"connection": "local", "executor": "local", "sandbox": "local", "cli": "serve"}
-RUNTIME_PURE = {"wire", "action", "registry"}
+RUNTIME_PURE = {"wire", "action", "registry", "seccomp", "wall"}
 
 IMPURE = {
     "_thread",

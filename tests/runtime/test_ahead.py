@@ -1,0 +1,172 @@
+"""Calls that are sent to a worker while it runs others: each gets its own, and none waits for long.
+
+The first calls of each test are done at once, so that others are sent ahead of their turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mentis_pool import CellTimeout, SandboxDied, SandboxExecutor
+
+SOME = 300
+
+
+@pytest.fixture(scope="module")
+def two():
+    with SandboxExecutor(max_workers=2) as executor:
+        yield executor
+
+
+def same(x):
+    return x
+
+
+def warm(executor):
+    """Make its sandboxes take calls ahead."""
+    assert list(executor.map(same, range(SOME))) == list(range(SOME))
+
+
+def log_line(path, x, seconds=0.0):
+    with open(path, "a") as file:
+        file.write(f"{x}\n")
+    time.sleep(seconds)
+    return x
+
+
+def logged(path):
+    return sorted(map(int, path.read_text().split()))
+
+
+def test_none_waits_behind_one_that_takes_long(two):
+    warm(two)
+    futures = [two.submit(same, i) for i in range(SOME)]
+    long = two.submit(time.sleep, 3)
+    futures += [two.submit(same, i) for i in range(SOME)]
+    began = time.monotonic()
+    assert [future.result(60) for future in futures] == [*range(SOME)] * 2
+    assert not long.done(), f"all others took {time.monotonic() - began:.1f} s"
+    long.result()
+
+
+def speak(x, how):
+    if how == 0:
+        print(x)
+    elif how == 1:
+        os.write(1, f"{x}\n".encode())
+    elif how == 2:
+        subprocess.run(["echo", str(x)], check=True)
+    elif how == 3:
+        print(x, flush=True)
+        sys.stderr.write(f"{x}\n")
+    return x
+
+
+def test_each_has_what_it_wrote_itself(two):
+    warm(two)
+    # Most write nothing, so that there are always some ahead.
+    ways = [how if i % 7 == 0 else None for i, how in zip(range(2000), itertools.cycle(range(4)))]
+    futures = [two.submit(speak, i, how) for i, how in enumerate(ways)]
+    for i, (future, how) in enumerate(zip(futures, ways, strict=True)):
+        assert future.result(60) == i
+        assert future.stdout == ("" if how is None else f"{i}\n")
+        assert future.stderr == (f"{i}\n" if how == 3 else "")
+
+
+def test_one_that_was_cancelled_gives_nothing_and_no_other_is_missing(two, tmp_path):
+    warm(two)
+    futures = [two.submit(log_line, tmp_path / "log", i) for i in range(SOME)]
+    cancelled = {i for i in range(0, SOME, 3) if futures[i].cancel()}
+    kept = [i for i in range(SOME) if i not in cancelled]
+    assert [futures[i].result(60) for i in kept] == kept
+    assert all(futures[i].cancelled() for i in cancelled)
+    ran = logged(tmp_path / "log")
+    assert len(ran) == len(set(ran)), "one ran twice"
+    assert set(kept) <= set(ran)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_signal_reaches_the_one_that_it_is_for_alone(two, tmp_path, number):
+    for _ in range(5):
+        warm(two)
+        before = [two.submit(log_line, tmp_path / "log", i) for i in range(50)]
+        victim = two.submit(time.sleep, 60)
+        after = [two.submit(log_line, tmp_path / "log", 50 + i) for i in range(50)]
+        while not victim.running():
+            time.sleep(0.0005)
+        assert victim.kill() if number == signal.SIGKILL else victim.interrupt()
+        with pytest.raises(SandboxDied if number == signal.SIGKILL else KeyboardInterrupt):
+            victim.result(60)
+        assert [future.result(60) for future in [*before, *after]] == list(range(100))
+        assert logged(tmp_path / "log") == list(range(100))
+        (tmp_path / "log").unlink()
+
+
+def test_a_time_limit_ends_the_one_that_it_is_for_alone(two, tmp_path):
+    limited = two.options(timeout=0.3)
+    warm(limited)
+    before = [limited.submit(log_line, tmp_path / "log", i) for i in range(50)]
+    victim = limited.submit(time.sleep, 60)
+    after = [limited.submit(log_line, tmp_path / "log", 50 + i) for i in range(50)]
+    with pytest.raises(CellTimeout):
+        victim.result(60)
+    assert [future.result(60) for future in [*before, *after]] == list(range(100))
+    assert logged(tmp_path / "log") == list(range(100))
+
+
+def die(path, x):
+    log_line(path, x)
+    os._exit(3)
+
+
+def test_a_death_costs_the_one_that_died_alone_and_none_runs_twice(two, tmp_path):
+    warm(two)
+    deadly = set(range(20, 400, 37))
+    futures = [
+        two.submit(die if i in deadly else log_line, tmp_path / "log", i) for i in range(400)
+    ]
+    for i, future in enumerate(futures):
+        if i in deadly:
+            with pytest.raises(SandboxDied):
+                future.result(60)
+        else:
+            assert future.result(60) == i
+    assert logged(tmp_path / "log") == list(range(400))
+
+
+def steal():
+    """What hostile code does: it takes the runs of others from its own process, and goes."""
+    import socket
+
+    for fd in range(200, 260):
+        try:
+            taken = socket.socket(fileno=fd)
+        except OSError:
+            continue
+        if taken.type == socket.SOCK_SEQPACKET:
+            try:
+                while taken.recv(1 << 16, socket.MSG_DONTWAIT):
+                    pass
+            except OSError:
+                os._exit(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is sent ahead here")
+def test_whatever_is_stolen_every_future_is_settled(two):
+    for _ in range(10):
+        warm(two)
+        futures = [two.submit(same, i) for i in range(20)]
+        thief = two.submit(steal)
+        futures += [two.submit(same, i) for i in range(20)]
+        with pytest.raises(SandboxDied):
+            thief.result(60)
+        for i, future in enumerate(futures):
+            error = future.exception(60)
+            assert isinstance(error, SandboxDied) if error else future.result() == i % 20
