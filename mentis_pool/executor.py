@@ -301,7 +301,7 @@ class SandboxExecutor(Executor):
 
         Raises:
             TypeError: it is one text, or something else; it names what to use.
-            TimeoutError: from the iterator: a result did not come in time.
+            concurrent.futures.TimeoutError: from the iterator: a result did not come in time.
 
         From the iterator also what ``Future.result()`` raises. Where it stops, the
         tasks that wait are cancelled.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,12 @@ import pytest
 from fakes import OriginalRuntime, Script
 
 from mentis_pool import SandboxExecutor
+
+
+def pytest_configure():
+    """A shell has what it starts in the background ignore Ctrl-C, and so would all it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -148,9 +148,10 @@ def test_map_with_chunks(executor):
 
 
 def test_a_timeout_of_map(executor):
-    results = executor.map(time.sleep, [0, 0.5], timeout=0.25)
+    executor.submit(square, 3).result()  # from here on a worker is up
+    results = executor.map(time.sleep, [0, 2], timeout=1)
     assert next(results) is None
-    with pytest.raises(TimeoutError):
+    with pytest.raises(concurrent.futures.TimeoutError):
         next(results)
 
 

@@ -257,7 +257,7 @@ def nothing_left(base, processes):
     "then",
     [
         "time.sleep(60)",
-        # A forked child keeps the lifeline's pipe open.
+        # A forked child keeps the lifeline open.
         "if os.fork() == 0:\n    os.close(1); os.close(2); time.sleep(5)\nelse: time.sleep(60)",
     ],
 )
@@ -312,8 +312,7 @@ def test_ctrl_c_reaches_the_client_alone(own_temp, processes, eventually):
     process = client(1, then, start_new_session=True)
     assert process.stdout.readline() == "set\n"
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = finish(process)
-    assert out == "['x\\n', 'x\\n', 'x\\n']\n"
+    assert finish(process) == ("['x\\n', 'x\\n', 'x\\n']\n", "")
     assert process.returncode == 0
     eventually(lambda: nothing_left(own_temp, processes))
 

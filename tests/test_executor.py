@@ -9,6 +9,7 @@ import inspect
 import itertools
 import math
 import os
+import sys
 import threading
 import time
 
@@ -213,7 +214,9 @@ def test_a_syntax_error_has_its_caret_line(executor):
     assert "line 2" in caught.value.traceback
 
 
-def test_a_cell_with_nul_is_a_syntax_error(executor):
+def test_a_cell_with_nul_is_a_syntax_error(executor, on_original):
+    if on_original and sys.version_info < (3, 11, 4):
+        pytest.skip("IPython itself fails there, by the ValueError of this Python")
     with pytest.raises(SyntaxError, match="null bytes"):
         executor.submit("x = 'a\0b'").result()
 

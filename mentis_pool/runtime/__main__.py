@@ -1,12 +1,15 @@
 """The embedded runtime's program: serves its client, and ends with it.
 
-Standard input is the lifeline: one line of JSON (see `mentis_pool.runtime.local`),
-then nothing until its end, which means "stop now". A pidfd of the client says
-so too, since a forked child of the client would keep the pipe open.
+Standard input is the lifeline, one of a pair of sockets. The client writes one line
+of JSON there (see `mentis_pool.runtime.local`) and is answered with one, the port,
+when it may connect; then comes nothing until the end, which means "stop now". A
+pidfd of the client says so too, since a forked child of the client would keep the
+other socket open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,9 +21,11 @@ from mentis_pool.runtime import program
 
 def main() -> None:
     """Run until the client is gone."""
-    config = json.loads(sys.stdin.readline())
-    directory, client = config["directory"], config["client"]
-    program.lock(directory)
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return  # the client is gone before it has said all
+    config = json.loads(line)
+    directory, client, token = config["directory"], config["client"], config["token"]
 
     def watch(stop: Callable[[], None]) -> bool:
         import asyncio
@@ -31,20 +36,44 @@ def main() -> None:
             loop.add_reader(os.pidfd_open(client), stop)
         return os.getppid() == int(client)
 
-    # First of all, so that it warms up on another core while this one imports the server.
-    with program.zygote(
-        directory, config["environment"], config["sys_path"], config["preload"]
-    ) as zygote:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(program.own_directory(directory))
+        except OSError as exc:
+            sys.exit(str(exc))
+        os.chdir(directory)
+        # First of all, so that it warms up on another core while this one imports the server.
+        zygote = stack.enter_context(
+            program.zygote(directory, config["environment"], config["sys_path"], config["preload"])
+        )
+        listener = stack.enter_context(_listen(directory, token))
         from mentis_pool.runtime.server import server
 
-        token = config["token"]
         program.run(
             zygote,
             directory,
-            socket.socket(fileno=config["listener"]),
+            listener,
             lambda supervisor: server(supervisor, token=token, loopback=token is not None),
             watch,
         )
+
+
+def _listen(directory: str, token: str | None) -> socket.socket:
+    """Listen, on TCP for whoever has the token or on the Unix socket, and say so."""
+    if token is None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(program.socket_in(directory))
+        port = 0
+    else:
+        listener = socket.socket(socket.AF_INET)
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    listener.listen(16)
+    try:
+        os.write(sys.stdin.fileno(), b"%d\n" % port)
+    except ConnectionError:
+        pass  # the client is gone; `watch` sees that
+    return listener
 
 
 if __name__ == "__main__":

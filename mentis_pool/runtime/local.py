@@ -1,14 +1,17 @@
 """Start the embedded runtime, connect to it, hold its lifeline, stop it.
 
 Used by the client. The runtime listens on a Unix socket in a directory that
-only this user may enter. This process listens first and hands the socket down,
-so a connection waits for the runtime and is reset if that dies: there is
-nothing to poll for.
+only this user may enter, and says so on its lifeline, a pair of sockets; where
+it dies instead, that ends: there is nothing to poll for.
+
+The client makes no file, so it may be killed at any moment. It names the
+directory; the runtime makes it, once it holds the lifeline and was told all, and
+removes it at its end. Where the runtime is killed, the client removes it. Where
+both are, at once, the next runtime sweeps.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,7 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+from typing import IO
 
 import tenacity
 
@@ -30,8 +33,8 @@ _RUNTIME = (
     "from mentis_pool.runtime.__main__ import main\n"
     "main()\n"
 )
-_SWEEP_AGE = 60.0
-"""Seconds: a directory younger than this may be about to get its owner."""
+_LISTENS_WITHIN = 60.0
+"""Seconds within which a runtime must listen; it takes a Python's start."""
 
 _PATIENCE = 5.0
 """Seconds within which a runtime's directory can be removed; otherwise it is swept later."""
@@ -56,58 +59,43 @@ class LocalRuntime:
                 "the embedded runtime needs fork(), which Windows has not: give the address "
                 "of a runtime on another machine, SandboxExecutor(runtime='http://…')"
             )
-        where = base()
-        sweep(where)
-        self._directory, self._lock = new_directory(where)
-        self._path = os.path.join(self._directory, "socket")
-        # Without a name: it can be read when the runtime has removed the directory.
-        self._log = tempfile.TemporaryFile()
+        self._directory = new_path()
+        self._log = _unnamed_file()
+        self._port: int | None = None
+        path, here = search_path(), working_directory()
+        environment = isolation.environment(os.environ, threads)
+        self._lifeline, theirs = socket.socketpair()
         try:
-            self._process = self._start(preload, threads, token)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _RUNTIME, json.dumps(path)],
+                    stdin=theirs.fileno(),
+                    stdout=self._log,
+                    stderr=self._log,
+                    env=environment,
+                    cwd="/",  # no file there is taken for a module before it has its path
+                    start_new_session=True,  # Ctrl-C is for the client alone
+                )
         except OSError as exc:
-            self._release()
+            self._lifeline.close()
+            self._log.close()
             raise RuntimeUnavailable(
                 f"the embedded runtime cannot be started with {sys.executable!r}: {exc}"
             ) from exc
-
-    def _start(
-        self, preload: list[str], threads: int, token: str | None
-    ) -> subprocess.Popen[bytes]:
-        path, here = search_path(), working_directory()
-        environment = isolation.environment(os.environ, threads)
-        with socket.socket(socket.AF_UNIX if token is None else socket.AF_INET) as listener:
-            listener.bind(self._path if token is None else ("127.0.0.1", 0))
-            listener.listen(16)
-            self._address = listener.getsockname()
-            process = subprocess.Popen(
-                [sys.executable, "-c", _RUNTIME, json.dumps(path)],
-                stdin=subprocess.PIPE,
-                stdout=self._log,
-                stderr=self._log,
-                env=environment,
-                cwd=self._directory,
-                pass_fds=[listener.fileno()],
-                start_new_session=True,  # Ctrl-C is for the client alone
-            )
-            config = {
-                "client": os.getpid(),
-                "directory": self._directory,
-                "listener": listener.fileno(),
-                "environment": environment,
-                # Cells find their own files first, as a script does; and what lies beside them
-                # last, where sys.path has the directory of a script that is elsewhere.
-                "sys_path": ["", *path, *([] if here is None or here in path else [here])],
-                "preload": preload,
-                "token": token,
-            }
-            self._lifeline = process.stdin
-            assert self._lifeline is not None
-            try:
-                self._lifeline.write(json.dumps(config).encode() + b"\n")
-                self._lifeline.flush()
-            except BrokenPipeError:
-                pass  # it died at once; whoever connects hears of it
-        return process
+        config = {
+            "client": os.getpid(),
+            "directory": self._directory,
+            "environment": environment,
+            # Cells find their own files first, as a script does; and what lies beside them
+            # last, where sys.path has the directory of a script that is elsewhere.
+            "sys_path": ["", *path, *([] if here is None or here in path else [here])],
+            "preload": preload,
+            "token": token,
+        }
+        try:
+            self._lifeline.sendall(json.dumps(config).encode() + b"\n")
+        except OSError:
+            pass  # it died at once; whoever connects hears of it
 
     @property
     def pid(self) -> int:
@@ -116,8 +104,12 @@ class LocalRuntime:
 
     @property
     def url(self) -> str:
-        """Where it listens, when it was given a token."""
-        return f"http://127.0.0.1:{self._address[1]}"
+        """Where it listens, when it was given a token; waits until it does.
+
+        Raises:
+            RuntimeUnavailable: it is gone, with its last words.
+        """
+        return f"http://127.0.0.1:{self._listens()}"
 
     def connect(self) -> socket.socket:
         """A connection to it; the other end answers when it is ready, or resets it.
@@ -125,13 +117,28 @@ class LocalRuntime:
         Raises:
             RuntimeUnavailable: it is gone, with its last words.
         """
+        self._listens()
         sock = socket.socket(socket.AF_UNIX)
         try:
-            sock.connect(self._path)
+            sock.connect(program.socket_in(self._directory))
         except OSError as exc:
             sock.close()
             raise RuntimeUnavailable(self.last_words()) from exc
         return sock
+
+    def _listens(self) -> int:
+        """Wait until it does; its port, or 0 where it has none."""
+        port = self._port
+        if port is None:
+            self._lifeline.settimeout(_LISTENS_WITHIN)
+            try:
+                said = self._lifeline.recv(64)  # a line, written at once
+            except OSError:
+                said = b""
+            if not said:
+                raise RuntimeUnavailable(self.last_words())
+            port = self._port = int(said)
+        return port
 
     def last_words(self, patience: float = 5.0) -> str:
         """Why it ended, in its own words; waits for its end so many seconds."""
@@ -153,14 +160,12 @@ class LocalRuntime:
 
     def stop(self) -> None:
         """End it, with all its sandboxes, and wait for that; its directory goes as well."""
-        assert self._lifeline is not None
         try:
-            # A word, not only the end: a forked child of this process may hold the pipe open.
-            if not self._lifeline.closed:
-                self._lifeline.write(b"stop\n")
-            self._lifeline.close()
-        except BrokenPipeError:
-            pass
+            # Not only closed: a forked child of this process may hold it open.
+            self._lifeline.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is gone already
+        self._lifeline.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -169,7 +174,6 @@ class LocalRuntime:
         self._release()
 
     def _release(self) -> None:
-        os.close(self._lock)
         self._log.close()
         # Where it was killed its sandboxes are on their way out, and still write there.
         gone = tenacity.Retrying(
@@ -215,50 +219,29 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
-def new_directory(base: str) -> tuple[str, int]:
-    """A new directory for a runtime, and the descriptor that holds its lock.
+def new_path() -> str:
+    """The path of a directory for a runtime that is to be: nothing is there yet."""
+    return os.path.join(_base(), f"{program.prefix()}{os.urandom(6).hex()}")
 
-    Raises:
-        RuntimeUnavailable: it cannot be made.
+
+def _base() -> str:
+    """Where tempfile would make it, but without the file that it tries a directory with.
+
+    A socket's path has room for about 100 bytes (unix(7)).
     """
-    try:
-        directory = tempfile.mkdtemp(prefix=_prefix(), dir=base)
-        return directory, program.lock(directory)
-    except OSError as exc:
-        raise RuntimeUnavailable(
-            f"no directory for the runtime can be made in {base}: {exc}; "
-            "set TMPDIR to a directory that can be written"
-        ) from exc
-
-
-def base() -> str:
-    """Where the directory goes; a socket's path has room for about 100 bytes (unix(7))."""
-    directory = tempfile.gettempdir()
+    if tempfile.tempdir is not None:
+        wanted = [os.fsdecode(tempfile.tempdir)]
+    else:
+        named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
+        wanted = [*map(os.path.abspath, named), "/tmp", "/var/tmp", "/usr/tmp"]
+    usable = [path for path in wanted if os.access(path, os.W_OK | os.X_OK)]
+    # Where there is none, whoever makes the directory hears why.
+    directory = (usable or wanted)[0]
     return directory if len(os.fsencode(directory)) < 60 else "/tmp"
 
 
-def _prefix() -> str:
-    return f"mentis-pool-{os.getuid()}-"
-
-
-def sweep(base: str) -> None:
-    """Remove the directories of runtimes that are gone, as are their clients.
-
-    Both hold a lock on theirs while they live, however they end.
-    """
-    for entry in os.scandir(base):
-        if not entry.name.startswith(_prefix()) or not entry.is_dir(follow_symlinks=False):
-            continue
-        try:
-            if time.time() - entry.stat(follow_symlinks=False).st_mtime < _SWEEP_AGE:
-                continue
-            lock = os.open(os.path.join(entry.path, "lock"), os.O_RDWR | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            isolation.remove(entry.path)
-        except OSError:
-            pass  # somebody lives there, or removes it at the same time
-        finally:
-            os.close(lock)
+def _unnamed_file() -> IO[bytes]:
+    """A file that is nowhere on the disk."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("mentis-pool-log"), "w+b")
+    return tempfile.TemporaryFile(dir=_base())

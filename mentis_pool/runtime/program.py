@@ -1,4 +1,4 @@
-"""What every runtime program does: start the zygote, serve, and leave nothing behind."""
+"""What every runtime program does: make its directory, start the zygote, serve, leave nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,78 @@ _ZYGOTE = (
     "from mentis_pool.runtime.zygote import main\n"
     "main(int(sys.argv[2]), json.loads(sys.argv[3]))\n"
 )
+_SWEEP_AGE = 60.0
+"""Seconds: a directory younger than this may be about to be locked."""
+
+
+def prefix() -> str:
+    """How the names of runtimes' directories begin, for this user."""
+    return f"mentis-{os.getuid()}-"
+
+
+def socket_in(directory: str) -> str:
+    """Where an embedded runtime listens."""
+    return os.path.join(directory, "socket")
+
+
+@contextlib.contextmanager
+def own_directory(path: str) -> Iterator[None]:
+    """Make this program's directory; afterwards it is gone.
+
+    Raises:
+        OSError: it cannot be made, and what to do.
+    """
+    import fcntl
+
+    try:
+        os.mkdir(path, 0o700)
+    except OSError as exc:
+        raise OSError(
+            f"no directory for the runtime can be made in {os.path.dirname(path)}: {exc}; "
+            "set TMPDIR to a directory that can be written"
+        ) from exc
+    try:
+        # Until this process ends, however it does: who finds it unlocked may sweep it.
+        fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_SH)
+        yield
+    finally:
+        from mentis_pool.runtime import isolation
+
+        isolation.remove(path)
+
+
+def sweep(base: str) -> None:
+    """Remove the directories of runtimes that were killed and whose client did not remove them.
+
+    It was killed as well, or there was none, as a served runtime has none.
+    """
+    import fcntl
+
+    from mentis_pool.runtime import isolation
+
+    for entry in os.scandir(base):
+        if not entry.name.startswith(prefix()) or not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            if time.time() - entry.stat(follow_symlinks=False).st_mtime < _SWEEP_AGE:
+                continue
+            lock = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            isolation.remove(entry.path)
+        except OSError:
+            pass  # somebody lives there, or removes it at the same time
+        finally:
+            os.close(lock)
 
 
 @contextlib.contextmanager
 def zygote(
     directory: str, environment: dict[str, str], sys_path: list[str], preload: list[str]
 ) -> Iterator[socket.socket]:
-    """A zygote, and the socket to it; afterwards it is gone, and so is the directory."""
+    """A zygote, and the socket to it; afterwards it is gone."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
@@ -55,9 +121,6 @@ def zygote(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        from mentis_pool.runtime import isolation
-
-        isolation.remove(directory)
 
 
 def run(
@@ -87,6 +150,7 @@ def run(
 
     from mentis_pool.runtime.supervisor import Supervisor
 
+    sweep(os.path.dirname(directory))
     # Each sandbox takes a handful of descriptors here; the sandboxes keep their own limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS takes no infinity
@@ -113,14 +177,3 @@ def run(
     if why:
         print(why, file=sys.stderr, flush=True)
     return why
-
-
-def lock(directory: str) -> int:
-    """Hold the directory's lock while this process lives: who finds it free may sweep it."""
-    import fcntl
-
-    descriptor = os.open(
-        os.path.join(directory, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-    )
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor

@@ -52,17 +52,18 @@ def serve(host: str, port: int, token: str | None, most: int | None, preload: li
         The exit code.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address cannot be had, or no directory.
     """
     cpus = local.cpus()
     if most is None:
         most = most_sandboxes(_memory(), cpus)
     listener = _listen(host, port)
-    base = local.base()
-    local.sweep(base)
-    directory, _ = local.new_directory(base)
+    directory, sys_path = local.new_path(), ["", *local.search_path()]
     environment = isolation.environment(os.environ, 1)
-    with program.zygote(directory, environment, ["", *local.search_path()], preload) as zygote:
+    with (
+        program.own_directory(directory),
+        program.zygote(directory, environment, sys_path, preload) as zygote,
+    ):
         from mentis_pool.runtime.server import server
 
         def watch(stop: Callable[[], None]) -> bool:

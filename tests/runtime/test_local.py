@@ -8,19 +8,21 @@ import stat
 import sys
 import time
 
+import family
+import psutil
 import pytest
 
 from mentis_pool import RuntimeUnavailable
-from mentis_pool.runtime.local import LocalRuntime, sweep
+from mentis_pool.runtime.local import LocalRuntime, new_path
 from mentis_pool.stream import PoolStream, unix_link
 
 
 def test_it_is_private_answers_and_stops(own_temp, processes):
     runtime = LocalRuntime([], 1)
+    stream = PoolStream(unix_link(runtime.connect(), 20))
     [directory] = os.listdir(own_temp)
     path = os.path.join(own_temp, directory)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
-    stream = PoolStream(unix_link(runtime.connect(), 20))
     assert stream.welcome.python == ".".join(map(str, sys.version_info[:3]))
     assert os.getsid(runtime.pid) == runtime.pid
     assert os.getsid(runtime.pid) != os.getsid(0)
@@ -83,30 +85,85 @@ def test_no_embedded_runtime_without_fork(monkeypatch):
 
 def test_a_directory_that_cannot_be_made_is_named(monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/proc/self")
-    with pytest.raises(RuntimeUnavailable, match=r"/proc/self.*TMPDIR"):
-        LocalRuntime([], 1)
-
-
-def test_only_old_directories_of_the_dead_are_swept(own_temp):
-    hour_ago = time.time() - 3600
-    for name in (
-        f"mentis-pool-{os.getuid()}-dead",
-        f"mentis-pool-{os.getuid()}-young",
-        "something-else",
-    ):
-        os.makedirs(os.path.join(own_temp, name, "s-1", "work"))
-        open(os.path.join(own_temp, name, "lock"), "w").close()
-        if "young" not in name:
-            os.utime(os.path.join(own_temp, name), (hour_ago, hour_ago))
     runtime = LocalRuntime([], 1)
-    [alive] = set(os.listdir(own_temp)) - {f"mentis-pool-{os.getuid()}-young", "something-else"}
-    os.utime(os.path.join(own_temp, alive), (hour_ago, hour_ago))
-    sweep(own_temp)
-    assert sorted(os.listdir(own_temp)) == sorted(
-        [alive, f"mentis-pool-{os.getuid()}-young", "something-else"]
-    )
+    with pytest.raises(RuntimeUnavailable, match=r"/proc/self.*TMPDIR"):
+        runtime.connect()
     runtime.stop()
-    import shutil
 
-    for name in os.listdir(own_temp):
-        shutil.rmtree(os.path.join(own_temp, name))
+
+@pytest.mark.parametrize(
+    ("tempdir", "environment", "base"),
+    [
+        ("/usr", {"TMPDIR": "/var"}, "/usr"),
+        (None, {"TMPDIR": "/var", "TMP": "/usr"}, "/var"),
+        (None, {"TMPDIR": "/no/such/directory", "TMP": "/usr"}, "/usr"),
+        (None, {"TMPDIR": ""}, "/tmp"),
+        ("/" + "long" * 20, {}, "/tmp"),
+    ],
+)
+def test_its_directory_goes_where_other_temporary_files_do(monkeypatch, tempdir, environment, base):
+    monkeypatch.setattr("tempfile.tempdir", tempdir)
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert os.path.dirname(new_path()) == base
+
+
+# ── kill -9 while it starts ─────────────────────────────────────────────────
+
+MADE = """
+import os, sys
+from mentis_pool.runtime.local import LocalRuntime
+made = []
+def heard(event, arguments):
+    creates = event == "open" and isinstance(arguments[0], str) and arguments[2] & os.O_CREAT
+    if creates or event in ("os.mkdir", "os.link", "os.symlink", "os.rename", "socket.bind"):
+        made.append((event, arguments))
+sys.addaudithook(heard)
+runtime = LocalRuntime([], 1)
+runtime.connect().close()
+print(made)
+runtime.stop()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the log has a name for a moment")
+def test_the_client_makes_no_file_that_it_could_leave(own_temp):
+    assert family.script(MADE) == ("[]\n", "", 0)
+
+
+KILLED = """
+import os, random, signal, sys, time
+from mentis_pool import SandboxExecutor
+sys.path.append(sys.argv[1])  # and so it is among the words of all processes that are started
+for number in range(40):
+    client = os.fork()
+    if client == 0:
+        SandboxExecutor(max_workers=1).submit("1").result()
+        time.sleep(60)
+    time.sleep((number + random.random()) * 0.15 / 40)
+    os.kill(client, signal.SIGKILL)
+    os.waitpid(client, 0)
+"""
+
+
+def test_a_client_killed_at_any_moment_of_the_start_leaves_nothing(own_temp, eventually):
+    assert family.script(KILLED, seconds=60, arguments=[own_temp]) == ("", "", 0)
+
+    def left():
+        words = [(p.pid, p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
+        return [pid for pid, those in words if any(own_temp in word for word in those)]
+
+    # The young are never swept, so that each has been removed by its own runtime.
+    eventually(lambda: not left() and not os.listdir(own_temp), 30)
+
+
+def test_one_killed_at_any_moment_of_its_start_leaves_nothing(own_temp, processes, eventually):
+    for number in range(10):
+        runtime = LocalRuntime([], 1)
+        time.sleep(number * 0.02)
+        os.kill(runtime.pid, signal.SIGKILL)
+        runtime.stop()
+        assert os.listdir(own_temp) == []
+    eventually(lambda: not processes(own_temp))
