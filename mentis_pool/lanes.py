@@ -359,18 +359,28 @@ class Lanes(Generic[R]):
     def _give_ahead(self) -> list[Order]:
         """What could not be given to a free sandbox goes to busy ones, the oldest first."""
         orders: list[Order] = []
-        while waits := [lane for lane in self._lanes.values() if self._is_held_up(lane)]:
-            lane = min(waits, key=lambda lane: lane.waiting[0])
-            takes = [sandbox for sandbox in self._prompt & lane.sandboxes if sandbox in self._given]
-            sandbox = min(takes, key=lambda sandbox: len(self._given[sandbox]), default=None)
-            if sandbox is None or len(self._given[sandbox]) > AHEAD:
+        while (lane := self._held_up()) is not None:
+            least, takes = AHEAD + 1, None
+            for sandbox in self._prompt:
+                given = self._given.get(sandbox)
+                if given and len(given) < least and sandbox in lane.sandboxes:
+                    least, takes = len(given), sandbox
+            if takes is None:
                 break
-            orders.append(self._give_next(lane, sandbox))
+            orders.append(self._give_next(lane, takes))
         return orders
 
-    def _is_held_up(self, lane: _Lane) -> bool:
-        """Whether something waits there, and for more than its own session."""
-        return bool(lane.waiting) and (not lane.session or not lane.sandboxes or bool(lane.idle))
+    def _held_up(self) -> _Lane | None:
+        """The lane of the oldest that waits for more than its own session."""
+        found: _Lane | None = None
+        for lane in self._lanes.values():
+            if (
+                lane.waiting
+                and (not lane.session or not lane.sandboxes or lane.idle)
+                and (found is None or lane.waiting[0] < found.waiting[0])
+            ):
+                found = lane
+        return found
 
     def _give_next(self, lane: _Lane, sandbox: int) -> Order:
         given = lane.waiting.popleft()

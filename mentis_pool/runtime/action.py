@@ -39,12 +39,8 @@ class Action:
         self._result_left = MAX_RESULT
         self.started = 0.0
         """When it began, on the monotonic clock."""
-        # With a window every piece is passed on: the reader bounds what it keeps.
-        limit = run.max_output if run.window is None else None
-        self._bounds: dict[StreamName, StreamBound] = {
-            "stdout": StreamBound("stdout", limit),
-            "stderr": StreamBound("stderr", limit),
-        }
+        self._bounds: dict[StreamName, StreamBound] = {}
+        """Of streams that something was written to."""
         self._unconfirmed = 0
         self._displays_left = DISPLAY_LIMIT if run.max_output is None else run.max_output
         self._least_cost = min(256, self._displays_left // 8)
@@ -68,6 +64,10 @@ class Action:
     def output(self, stream: StreamName, data: bytes) -> list[Observation]:
         """Its worker, or a child of that, wrote this."""
         self._unconfirmed += len(data)
+        if stream not in self._bounds:
+            # With a window every piece is passed on: the reader bounds what it keeps.
+            limit = self.run.max_output if self.run.window is None else None
+            self._bounds[stream] = StreamBound(stream, limit)
         return self._bounds[stream].feed(data)
 
     def confirm(self, count: int) -> None:
@@ -91,7 +91,9 @@ class Action:
 
     def finish(self, said: Result | Error, used: End, now: float) -> list[Observation]:
         """It is over: the kept ends of its output, the outcome, the end."""
-        observations = [o for bound in self._bounds.values() for o in bound.finish()]
+        observations: list[Observation] = []
+        for bound in self._bounds.values():
+            observations += bound.finish()
         if self._displays_cut:
             observations.append(Cut("displays", self._displays_cut))
         if self.timed_out == "timeout":

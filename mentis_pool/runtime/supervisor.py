@@ -123,6 +123,8 @@ class Channel(Generic[M]):
         self._heard = heard
         self._closed = closed
         self._unsent = bytearray()
+        self._waits = False
+        """Whether the other side has to read before more can be sent."""
         self.fds: deque[int] = deque()
         """Descriptors that came along, in their order."""
         self._paused = False
@@ -204,8 +206,10 @@ class Channel(Generic[M]):
         del self._unsent[:sent]
         if self._unsent:
             self._loop.add_writer(self._sock, self._write)
-        else:
+            self._waits = True
+        elif self._waits:
             self._loop.remove_writer(self._sock)
+            self._waits = False
 
     def _fail(self, reason: str) -> None:
         if self._sock.fileno() != -1:
@@ -236,6 +240,8 @@ class _Runs:
         self._taken = taken
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[memoryview] = deque()
+        self._waits = False
+        """Whether the worker has to read before more can be written."""
         self._apart = True
         """Whether all that may be unread are whole runs."""
 
@@ -251,10 +257,12 @@ class _Runs:
         while self._unsent and self._filled.fileno() != -1:
             if not self._sent(self._unsent[0]):
                 self._loop.add_writer(self._filled, self._write)
+                self._waits = True
                 return
             self._unsent.popleft()
-            if not self._unsent:
-                self._loop.remove_writer(self._filled)
+        if self._waits:
+            self._waits = False
+            self._loop.remove_writer(self._filled)
 
     def send_ahead(self, run: wire.RunWork) -> bool:
         """Send this in one packet, which can be taken back; whether there is room for it now."""
@@ -649,8 +657,9 @@ class Sandbox:
             return
         run = self._queue.popleft()
         self._start_deaths = 0
-        # What was written between two cells belongs to none.
-        self._drain(None)
+        if not (worker.tasks and isinstance(run.work, PickledCall)):
+            # What was written between two cells belongs to none.
+            self._drain(None)
         worker.runs.send(self._work(run))
         self._begin(worker, run)
         self._send_ahead(worker)
