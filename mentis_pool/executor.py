@@ -254,7 +254,7 @@ class SandboxExecutor(Executor):
             call, error = Call(b"", frozenset(), None), exc
         path = [os.path.abspath(entry) for entry in sys.path if entry not in self._path]
         work = PickledCall(call.pickled, chunk, path)
-        task = self._task(work, len(call.pickled), CALLS, call._replace(pickled=b""))
+        task = self._task(work, len(call.pickled), CALLS, Call(b"", call.packages, call.classes))
         future = task.future = CallFuture(task, self._engine)
         if error is None:
             self._engine.submit(task)

@@ -15,12 +15,14 @@ import json
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 import urllib.parse
 from typing import Any, NamedTuple
 
 import websocket
+from websocket import ABNF
 
 from mentis_pool.address import Address, parse
 from mentis_pool.errors import ProtocolError, RuntimeRejected, RuntimeUnavailable
@@ -65,6 +67,8 @@ class _Wire:
         tls = isinstance(sock, ssl.SSLSocket)
         self._turn = threading.Lock() if tls else contextlib.nullcontext()
         self._buffer = memoryview(b"")
+        self._short = False
+        """Whether the last read gave less than it could have: nothing else was there."""
         self.deadline: float | None = deadline
         """Until when a read waits (monotonic); None when it does not."""
 
@@ -88,11 +92,18 @@ class _Wire:
         while True:
             try:
                 with self._turn:
-                    return self._sock.recv(_CHUNK)
+                    data = self._sock.recv(_CHUNK)
+                self._short = 0 < len(data) < _CHUNK
+                return data
             except _NOT_NOW as exc:
                 if self.deadline is None:
                     raise BlockingIOError from exc
                 self._wait(select.POLLIN, self.deadline)
+
+    @property
+    def dry(self) -> bool:
+        """Whether all was read that was there; the rest of a TLS record is not known of."""
+        return self._short and not self._buffer and not isinstance(self._sock, ssl.SSLSocket)
 
     def send(self, data: bytes) -> int:
         view = memoryview(data)
@@ -134,7 +145,7 @@ class _Wire:
 _ERRORS = (websocket.WebSocketException, OSError)
 
 
-_DATA = (websocket.ABNF.OPCODE_CONT, websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY)
+_DATA = (ABNF.OPCODE_CONT, ABNF.OPCODE_TEXT, ABNF.OPCODE_BINARY)
 
 
 class _Frames(websocket.frame_buffer):
@@ -160,6 +171,30 @@ class _Frames(websocket.frame_buffer):
             self._so_far = 0
 
 
+_BINARY = ABNF.OPCODE_BINARY
+
+
+class _PlainFrame(ABNF):
+    """A binary frame with a mask of zeros, for a Unix socket.
+
+    A mask keeps proxies on the way from taking a frame for something else (RFC 6455,
+    section 10.3). There are none here, and to mask takes longer than all else.
+    """
+
+    def format(self) -> bytes:
+        """The frame as bytes."""
+        size = len(self.data)
+        if size < 126:
+            head = struct.pack("!BB", 0x82, 0x80 | size)
+        elif size < 1 << 16:
+            head = struct.pack("!BBH", 0x82, 0x80 | 126, size)
+        else:
+            head = struct.pack("!BBQ", 0x82, 0x80 | 127, size)
+        data = self.data
+        assert isinstance(data, bytes)
+        return b"".join((head, bytes(4), data))
+
+
 def _new_websocket() -> websocket.WebSocket:
     made = websocket.WebSocket(skip_utf8_validation=True)
     made.frame_buffer = _Frames(made._recv, True)
@@ -170,11 +205,15 @@ class Link:
     """A connected WebSocket: frames of bytes in and out.
 
     Made by `unix_link` or `link`. Reading waits until `stop_waiting`, and then never.
+
+    Args:
+        plain: whether the mask of what is sent may change nothing.
     """
 
-    def __init__(self, websocket: Any, wire: _Wire) -> None:
+    def __init__(self, websocket: Any, wire: _Wire, plain: bool = False) -> None:
         self._websocket = websocket
         self._wire = wire
+        self._frame = _PlainFrame if plain else ABNF
 
     def fileno(self) -> int:
         """For a selector."""
@@ -183,6 +222,11 @@ class Link:
     def stop_waiting(self) -> None:
         """From now on `receive` raises BlockingIOError where nothing is there."""
         self._wire.deadline = None
+
+    @property
+    def dry(self) -> bool:
+        """Whether nothing more was there to be received when it was last looked."""
+        return self._wire.dry
 
     def receive(self, opcode: int) -> bytes:
         """The next frame, which must be of this kind.
@@ -200,7 +244,7 @@ class Link:
             raise StreamLost(str(exc) or type(exc).__name__) from exc
         if kind == opcode:
             return bytes(frame)
-        if kind == websocket.ABNF.OPCODE_CLOSE:
+        if kind == ABNF.OPCODE_CLOSE:
             words = frame[2:].decode(errors="replace")
             raise StreamLost(f"the runtime closed the stream: {words}")
         raise ProtocolError("a frame of another kind than the stream has", frame)
@@ -212,7 +256,7 @@ class Link:
             StreamLost: the connection is gone.
         """
         try:
-            self._websocket.send_binary(frame)
+            self._websocket.send_frame(self._frame(1, 0, 0, 0, _BINARY, 1, frame))
         except _ERRORS as exc:
             raise StreamLost(str(exc)) from exc
 
@@ -242,7 +286,7 @@ def unix_link(sock: socket.socket, timeout: float) -> Link:
     except _ERRORS as exc:
         sock.close()
         raise RuntimeUnavailable(f"no runtime answers: {exc}") from exc
-    return Link(made, wire)
+    return Link(made, wire, plain=True)
 
 
 def link(url: str, token: str | None, timeout: float, subprotocol: str | None = None) -> Link:
@@ -409,13 +453,16 @@ class PoolStream:
                 return arrived
             except (ProtocolError, StreamLost) as exc:
                 self._end = exc
+            else:
+                if self._link.dry:
+                    return arrived
         if not arrived:
             raise self._end
         # What came before the end first; the next call tells of the end.
         return arrived
 
     def _receive(self) -> list[Event]:
-        return self._receiver.messages(self._link.receive(websocket.ABNF.OPCODE_BINARY))
+        return self._receiver.messages(self._link.receive(ABNF.OPCODE_BINARY))
 
     def send(self, commands: list[Command]) -> None:
         """Send these in one frame; the caller sees to it that nobody else sends meanwhile.
@@ -457,7 +504,7 @@ class ObservationStream:
         wrong: list[ProtocolError] = []
         while self._end is None:
             try:
-                some, other = decode(self._link.receive(websocket.ABNF.OPCODE_TEXT))
+                some, other = decode(self._link.receive(ABNF.OPCODE_TEXT))
                 arrived += some
                 wrong += other
             except BlockingIOError:
