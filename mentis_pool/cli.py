@@ -457,6 +457,14 @@ def _add_serve(
         help="sandboxes at most (what the memory and the CPUs are enough for)",
     )
     serve.add_argument(
+        "--linger",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="keep the sandboxes of a client to which the connection was lost so long, until it"
+        " comes back (default: %(default)g)",
+    )
+    serve.add_argument(
         "--preload",
         action="append",
         default=[],
@@ -479,7 +487,9 @@ def _serve(parsed: argparse.Namespace) -> int:
         print(f"mentis-pool: {reason}", file=sys.stderr)
         return 2
     try:
-        return serve.serve(parsed.host, parsed.port, token, parsed.max_sandboxes, parsed.preload)
+        return serve.serve(
+            parsed.host, parsed.port, token, parsed.max_sandboxes, parsed.preload, parsed.linger
+        )
     except OSError as exc:
         where = f"{parsed.host} port {parsed.port}"
         print(f"mentis-pool: {where} cannot be served: {exc}", file=sys.stderr)

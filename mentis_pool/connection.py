@@ -14,15 +14,23 @@ from typing import Literal, Protocol
 import tenacity
 
 from mentis_pool.address import Address
-from mentis_pool.errors import RuntimeRejected, RuntimeUnavailable
+from mentis_pool.errors import ProtocolError, RuntimeRejected, RuntimeUnavailable
 from mentis_pool.events import log
-from mentis_pool.pool_stream import PATH, SUBPROTOCOL, Command, Event
+from mentis_pool.pool_stream import PATH, SEEN, SESSION, SUBPROTOCOL, Command, Event
 from mentis_pool.runtime.local import LocalRuntime
-from mentis_pool.stream import PoolStream, link, unix_link
+from mentis_pool.stream import PoolStream, StreamLost, link, unix_link
 from mentis_pool.threads import Threads
 
 START_TIMEOUT = 60.0
 """Seconds within which a runtime must be ready; preloading counts."""
+REJOIN_WITHIN = 30.0
+"""Seconds that a runtime is looked for to which the connection was lost."""
+REJOINS = 1000
+"""So often, at most."""
+REFUSED_WITHIN = 5.0
+"""Seconds, where nobody listens there any more."""
+ANSWER_WITHIN = 10.0
+"""Seconds that it has for an answer then."""
 
 
 class Connection(Protocol):
@@ -30,6 +38,9 @@ class Connection(Protocol):
 
     lost_tasks: Literal["died", "unknown"]
     """What becomes of tasks that ran when it was lost."""
+
+    rejoins: bool
+    """Whether `rejoin` may help when it is lost."""
 
     def fileno(self) -> int:
         """For a selector: readable when `drain` has something to do."""
@@ -42,6 +53,13 @@ class Connection(Protocol):
 
     def send(self, commands: list[Command]) -> None:
         """Have these carried out. Raises StreamLost when it is lost."""
+
+    def rejoin(self, ending: threading.Event) -> None:
+        """Connect once more, to where it was lost: nothing that was said or sent is missing.
+
+        Raises:
+            MentisPoolError: the runtime cannot be reached, or does not know us any more.
+        """
 
     def names(self, action: int, sandbox: int) -> tuple[str, str]:
         """What the runtime calls an action that began, and the sandbox that has it."""
@@ -63,8 +81,7 @@ class _Pool:
         return self._stream.fileno()
 
     def wait(self) -> float | None:
-        # The end may come together with what was said before it.
-        return 0.0 if self._stream.ended else None
+        return self._stream.wait()
 
     def drain(self) -> Sequence[Event]:
         return self._stream.drain()
@@ -81,6 +98,11 @@ class LocalConnection(_Pool):
     """The embedded runtime and the stream to it."""
 
     lost_tasks: Literal["died", "unknown"] = "died"
+    rejoins = False
+
+    def rejoin(self, ending: threading.Event) -> None:
+        """Where a stream within one machine is lost, so is its runtime."""
+        raise RuntimeUnavailable("the runtime is gone")
 
     def __init__(self, runtime: LocalRuntime, stream: PoolStream) -> None:
         super().__init__(stream)
@@ -104,20 +126,39 @@ class RemoteConnection(_Pool):
     """A runtime of ours at an address, and the stream to it; it goes on without us."""
 
     lost_tasks: Literal["died", "unknown"] = "unknown"
+    rejoins = True
 
-    def __init__(self, url: str, stream: PoolStream) -> None:
+    def __init__(self, address: Address, token: str | None, stream: PoolStream) -> None:
         super().__init__(stream)
-        self._url = url
+        self._address = address
+        self._token = token
+
+    def rejoin(self, ending: threading.Event) -> None:
+        """As long as the runtime may keep the session; see `Connection`."""
+        _retrying(REJOINS, ending, REJOIN_WITHIN, REFUSED_WITHIN)(self._rejoin)
+
+    def _rejoin(self) -> None:
+        headers = {SESSION: self._stream.welcome.key, SEEN: str(self._stream.seen)}
+        url = self._address.ws(PATH)
+        made = link(url, self._token, ANSWER_WITHIN, SUBPROTOCOL, headers)
+        try:
+            self._stream.rejoin(made)
+        except StreamLost as exc:
+            made.close()
+            raise RuntimeUnavailable(str(exc)) from exc
+        except ProtocolError:
+            made.close()
+            raise
 
     def lose(self) -> str:
         """Close what is left of it."""
-        self._stream.close()
-        return f"the connection to {self._url} was lost"
+        self._stream.leave()
+        return f"the connection to {self._address.url} was lost"
 
     def close(self) -> None:
         """Close the stream: the runtime ends our sandboxes."""
-        self._stream.close()
-        log("info", "runtime_left", url=self._url)
+        self._stream.leave()
+        log("info", "runtime_left", url=self._address.url)
 
 
 _WAIT = tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0.0, 0.1)
@@ -130,7 +171,24 @@ def backoff(failures: int) -> float:
     return float(_WAIT(state))
 
 
-def _retrying(retries: int, ending: threading.Event) -> tenacity.Retrying:
+class _RefusedFor(tenacity.stop.stop_base):
+    """So many seconds have passed, and nobody listens there."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        refused = error is not None and isinstance(error.__cause__, ConnectionRefusedError)
+        return refused and (state.seconds_since_start or 0.0) >= self._seconds
+
+
+def _retrying(
+    retries: int,
+    ending: threading.Event,
+    within: float = START_TIMEOUT,
+    refused_within: float = START_TIMEOUT,
+) -> tenacity.Retrying:
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(
             lambda exc: (
@@ -139,7 +197,8 @@ def _retrying(retries: int, ending: threading.Event) -> tenacity.Retrying:
             )
         ),
         stop=tenacity.stop_after_attempt(retries + 1)
-        | tenacity.stop_after_delay(START_TIMEOUT)
+        | tenacity.stop_after_delay(within)
+        | _RefusedFor(refused_within)
         | tenacity.stop_when_event_set(ending),
         wait=_WAIT,
         sleep=tenacity.sleep_using_event(ending),
@@ -202,7 +261,7 @@ def remote(
         if SUBPROTOCOL in streams:
             stream = _retrying(retries, ending)(_pool_stream, address, token)
             client.close()
-            connection = RemoteConnection(address.url, stream)
+            connection = RemoteConnection(address, token, stream)
         elif streams:
             raise RuntimeRejected(
                 f"the runtime at {address.url} speaks {', '.join(streams)}, and this is "

@@ -25,7 +25,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import tenacity
@@ -128,7 +128,7 @@ class Engine:
         self._connection: Connection | None = None
         self._generation = 0
         """Of the connection, counted as the pool counts."""
-        self._arrived: list[Connection | Exception] = []
+        self._arrived: list[Connection | _Parted | Exception] = []
         """What keepers brought, for the dispatcher."""
         self._sandboxes: set[int] = set()
         """Those that have a worker, for the log."""
@@ -505,7 +505,13 @@ class Engine:
         try:
             events = connection.drain()
         except (StreamLost, MentisPoolError) as exc:
-            self._lost(connection, str(exc))
+            assert self._dispatcher is not None
+            self._dispatcher.unwatch(connection)
+            if isinstance(exc, StreamLost) and connection.rejoins:
+                log("warning", "runtime_interrupted", reason=str(exc))
+                self._keepers.do(lambda reason=str(exc): self._rejoin(connection, reason))  # type: ignore[misc]
+            else:
+                self._lost(connection, str(exc))
             return
         now = time.monotonic()
         # What these events have sent goes together.
@@ -579,8 +585,6 @@ class Engine:
         return name or str(sandbox)
 
     def _lost(self, connection: Connection, reason: str) -> None:
-        assert self._dispatcher is not None
-        self._dispatcher.unwatch(connection)
         with self._lock:
             self._connection = None
             self._outbox = []
@@ -614,6 +618,16 @@ class Engine:
         assert self._dispatcher is not None
         self._dispatcher.wake()
 
+    def _rejoin(self, connection: Connection, reason: str) -> None:
+        """Go on with a connection that was lost, or say that this cannot be."""
+        assert self._dispatcher is not None
+        try:
+            connection.rejoin(self._ending)
+            self._arrived.append(connection)
+        except MentisPoolError as exc:
+            self._arrived.append(_Parted(connection, f"{reason}; {exc}"))
+        self._dispatcher.wake()
+
     def _wake(self) -> None:
         """The dispatcher was woken: a keeper brought something, or the executor was forgotten."""
         if self._fault is not None:
@@ -621,7 +635,13 @@ class Engine:
         assert self._dispatcher is not None
         while self._arrived:
             brought = self._arrived.pop(0)
-            if isinstance(brought, Exception):
+            if isinstance(brought, _Parted):
+                self._lost(brought.connection, brought.reason)
+            elif brought is self._connection:
+                log("info", "runtime_rejoined")
+                self._dispatcher.watch(brought)
+                self._drain()
+            elif isinstance(brought, Exception):
                 log("warning", "runtime_unavailable", error=str(brought))
                 self._decide(self._pool.unavailable, brought)
             else:
@@ -783,10 +803,17 @@ class Engine:
         with self._lock:
             connection, self._connection = self._connection, None
         for brought in [connection, *self._arrived]:
-            if brought is not None and not isinstance(brought, Exception):
+            if brought is not None and not isinstance(brought, (Exception, _Parted)):
                 brought.close()
         self._keepers.close()
         self._outputs.close()
+
+
+class _Parted(NamedTuple):
+    """A connection that was lost for good, and why."""
+
+    connection: Connection
+    reason: str
 
 
 def _wait_of(task: Task, value: Any, failure: BaseException | None) -> float | None:

@@ -3,7 +3,12 @@
 One WebSocket carries everything between a client and a runtime, for all its
 sandboxes. A frame is a msgpack array ``[seq, ack, batch]``: ``seq`` counts the
 frames of one direction from 1, ``ack`` is the last ``seq`` seen of the other,
-``batch`` holds as many messages as were there. Lanes and actions are named by
+``batch`` holds as many messages as were there. A frame whose ``seq`` is 0 has none,
+and says only what was seen.
+
+Who sends keeps what the other side has not confirmed. After the connection was lost a
+session goes on over another one: each side says, in the handshake, what it has seen, the
+other sends the rest once more, and what comes twice is known by its ``seq``. Lanes and actions are named by
 integers that the client chooses, each used once. Which sandbox of a lane runs an
 action is for the runtime to decide; it names its sandboxes by integers, too.
 
@@ -12,6 +17,7 @@ Pure: a `Sender` and a `Receiver` per direction, bytes in and out.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Generic, Literal, TypeVar
 
 import msgspec
@@ -21,6 +27,13 @@ from mentis_pool.observations import Observation
 
 SUBPROTOCOL = "mentis-pool.v1"
 PATH = "/v1/pool"
+SEEN = "Mentis-Seen"
+"""Header of the handshake in which a session goes on: the last ``seq`` that was seen."""
+SESSION = "Mentis-Session"
+"""Header of the request: the `Welcome.key` of the session."""
+
+OWED = 256 * 1024
+"""Bytes that came, from which on they are confirmed at once."""
 
 State = Literal["fresh", "reuse", "session"]
 
@@ -149,11 +162,15 @@ Command = Begin | Open | Run | Credit | Close | Cancel | Signal
 
 
 class Welcome(_Message, tag=0, frozen=True):
-    """First of all: the runtime is ready. ``session`` makes ids unique across runtimes."""
+    """First of all: the runtime is ready. ``session`` makes ids unique across runtimes.
+
+    By its ``key`` the session goes on over another connection; that is secret.
+    """
 
     session: str
     version: str
     python: str
+    key: str = ""
 
 
 class Said(_Message, tag=1, frozen=True):
@@ -204,15 +221,49 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Sender:
-    """Messages to frames, numbered."""
+    """Messages to frames, numbered, and kept until they are confirmed."""
 
     def __init__(self) -> None:
         self._seq = 0
+        self._kept: deque[bytes] = deque()
+        """The last frames, up to ``_seq``."""
+        self.kept_bytes = 0
+        """Bytes of what is not confirmed."""
 
     def frame(self, batch: list[Command] | list[Event], ack: int) -> bytes:
         """One frame of these messages; ``ack`` is the last seq that was received."""
         self._seq += 1
-        return _encoder.encode((self._seq, ack, batch))
+        frame = _encoder.encode((self._seq, ack, batch))
+        self._kept.append(frame)
+        self.kept_bytes += len(frame)
+        return frame
+
+    def confirmed(self, seq: int) -> None:
+        """The other side has seen this frame, and all before it.
+
+        Raises:
+            ProtocolError: there was no such frame.
+        """
+        if seq > self._seq:
+            raise ProtocolError(f"frame {seq} is confirmed, and {self._seq} was the last")
+        while self._seq - len(self._kept) < seq:
+            self.kept_bytes -= len(self._kept.popleft())
+
+    def rest(self, seen: int) -> list[bytes]:
+        """What is to be sent once more to who has seen this frame, and none after it.
+
+        Raises:
+            ProtocolError: that cannot be.
+        """
+        if seen < self._seq - len(self._kept):
+            raise ProtocolError(f"frame {seen + 1} was confirmed, and is asked for once more")
+        self.confirmed(seen)
+        return list(self._kept)
+
+
+def confirmation(ack: int) -> bytes:
+    """A frame that says no more than that this was the last seq that was received."""
+    return _encoder.encode((0, ack, []))
 
 
 class Receiver(Generic[M]):
@@ -226,19 +277,21 @@ class Receiver(Generic[M]):
         self.acked = 0
 
     def messages(self, frame: bytes) -> list[M]:
-        """The messages of a frame.
+        """The messages of a frame; none of one that was seen before.
 
         Raises:
-            ProtocolError: it is no frame, or not the next one.
+            ProtocolError: it is no frame, or one before it is missing.
         """
         try:
             seq, ack, batch = self._decoder.decode(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise ProtocolError(f"not a frame of the pool stream: {exc}", frame) from exc
-        if seq != self.seq + 1:
+        if seq > self.seq + 1 or seq < 0 or (seq == 0 and batch):
             raise ProtocolError(f"frame {seq} came after frame {self.seq}", frame)
+        self.acked = max(self.acked, ack)
+        if seq <= self.seq:
+            return []
         self.seq = seq
-        self.acked = ack
         return batch
 
 

@@ -18,7 +18,9 @@ import ssl
 import struct
 import threading
 import time
+import types
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import websocket
@@ -28,12 +30,15 @@ from mentis_pool.address import Address, parse
 from mentis_pool.errors import ProtocolError, RuntimeRejected, RuntimeUnavailable
 from mentis_pool.mentis_v1 import V1Observation, decode
 from mentis_pool.pool_stream import (
+    OWED,
     PATH,
+    SEEN,
     SUBPROTOCOL,
     Command,
     Event,
     Sender,
     Welcome,
+    confirmation,
     events,
 )
 
@@ -67,10 +72,14 @@ class _Wire:
         tls = isinstance(sock, ssl.SSLSocket)
         self._turn = threading.Lock() if tls else contextlib.nullcontext()
         self._buffer = memoryview(b"")
+        self.heard = time.monotonic()
+        """When something came last."""
         self._short = False
         """Whether the last read gave less than it could have: nothing else was there."""
         self.deadline: float | None = deadline
         """Until when a read waits (monotonic); None when it does not."""
+        self.in_haste = False
+        """Whether a send is not to wait at all."""
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -94,6 +103,7 @@ class _Wire:
                 with self._turn:
                     data = self._sock.recv(_CHUNK)
                 self._short = 0 < len(data) < _CHUNK
+                self.heard = time.monotonic()
                 return data
             except _NOT_NOW as exc:
                 if self.deadline is None:
@@ -107,7 +117,7 @@ class _Wire:
 
     def send(self, data: bytes) -> int:
         view = memoryview(data)
-        deadline = time.monotonic() + SEND_TIMEOUT
+        deadline = time.monotonic() + (0.0 if self.in_haste else SEND_TIMEOUT)
         while view:
             try:
                 with self._turn:
@@ -213,6 +223,8 @@ class Link:
     def __init__(self, websocket: Any, wire: _Wire, plain: bool = False) -> None:
         self._websocket = websocket
         self._wire = wire
+        self.headers: dict[str, str] = websocket.getheaders() or {}
+        """Of the answer in the handshake, their names in small letters."""
         self._frame = _PlainFrame if plain else ABNF
 
     def fileno(self) -> int:
@@ -222,6 +234,11 @@ class Link:
     def stop_waiting(self) -> None:
         """From now on `receive` raises BlockingIOError where nothing is there."""
         self._wire.deadline = None
+
+    @property
+    def heard(self) -> float:
+        """When something came last (monotonic)."""
+        return self._wire.heard
 
     @property
     def dry(self) -> bool:
@@ -260,9 +277,32 @@ class Link:
         except _ERRORS as exc:
             raise StreamLost(str(exc)) from exc
 
+    def ping(self) -> None:
+        """Have the other side answer, if only to this.
+
+        Raises:
+            StreamLost: the connection is gone.
+        """
+        try:
+            self._websocket.ping()
+        except _ERRORS as exc:
+            raise StreamLost(str(exc)) from exc
+
+    def cut(self) -> None:
+        """Have whoever reads find the end; it stays to be closed."""
+        with contextlib.suppress(OSError):
+            self._wire.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close at once; what was not sent is not sent."""
         self._wire.end()
+
+    def leave(self) -> None:
+        """Say that this is the end, where that needs no waiting, and close."""
+        self._wire.in_haste = True
+        with contextlib.suppress(*_ERRORS):
+            self._websocket.send_close()
+        self.close()
 
 
 def unix_link(sock: socket.socket, timeout: float) -> Link:
@@ -289,10 +329,17 @@ def unix_link(sock: socket.socket, timeout: float) -> Link:
     return Link(made, wire, plain=True)
 
 
-def link(url: str, token: str | None, timeout: float, subprotocol: str | None = None) -> Link:
+def link(
+    url: str,
+    token: str | None,
+    timeout: float,
+    subprotocol: str | None = None,
+    headers: Mapping[str, str] = types.MappingProxyType({}),
+) -> Link:
     """A link to an address.
 
     Args:
+        headers: for the request, besides what every one has.
         url: ``ws://`` or ``wss://``. Proxies are taken from the environment, but for loopback.
         token: for the runtime; None where it asks for none.
         timeout: seconds within which the other end must answer, and be ready.
@@ -309,7 +356,7 @@ def link(url: str, token: str | None, timeout: float, subprotocol: str | None = 
             # websocket-client has rules of its own for which hosts a proxy is.
             socket=_connected(url, timeout),
             timeout=timeout,
-            header=[] if token is None else [f"Authorization: Bearer {token}"],
+            header={**headers, **({} if token is None else {"Authorization": f"Bearer {token}"})},
             subprotocols=None if subprotocol is None else [subprotocol],
             suppress_origin=True,
         )
@@ -402,8 +449,17 @@ def refused(url: str, status: int, body: bytes) -> str:
     return f"{url} refuses with HTTP {status}: {message}"
 
 
+PING = 5.0
+"""Seconds of silence after which the runtime is asked to answer; as many more, and it is lost."""
+_CONFIRM = 0.2
+"""Seconds after which what came is confirmed, where nothing is sent that does it anyway."""
+
+
 class PoolStream:
     """The pool stream over a link; `welcome` is what the runtime said first.
+
+    What is sent is kept until the runtime has confirmed it. Where the link is lost the
+    stream can go on over another (`rejoin`).
 
     Raises:
         RuntimeUnavailable: there is no runtime at the other end, or it did not
@@ -416,6 +472,9 @@ class PoolStream:
         self._link = link
         self._sender = Sender()
         self._receiver = events()
+        self._owed = 0
+        """Bytes that came and are not confirmed."""
+        self._owed_since = 0.0
         try:
             first = self._receive()
         except (OSError, ProtocolError, StreamLost) as exc:
@@ -427,6 +486,10 @@ class PoolStream:
         self.welcome = first[0]
         self._early = first[1:]
         self._end: Exception | None = None
+        self._turn = threading.Lock()
+        """Of whoever sends."""
+        self._asked: float | None = None
+        """When a ping was sent that was not answered yet."""
         link.stop_waiting()
 
     def fileno(self) -> int:
@@ -434,9 +497,19 @@ class PoolStream:
         return self._link.fileno()
 
     @property
-    def ended(self) -> bool:
-        """Whether `drain` has nothing more to give but the end, which it is to be asked for."""
-        return self._end is not None
+    def seen(self) -> int:
+        """The last frame that came."""
+        return self._receiver.seq
+
+    def wait(self) -> float:
+        """Seconds until `drain` has something to do, though nothing comes."""
+        if self._end is not None:
+            # The end may come together with what was said before it.
+            return 0.0
+        due = (self._link.heard if self._asked is None else self._asked) + PING
+        if self._owed:
+            due = min(due, self._owed_since + _CONFIRM)
+        return max(0.0, due - time.monotonic())
 
     def drain(self) -> list[Event]:
         """All events that have arrived.
@@ -446,35 +519,90 @@ class PoolStream:
             ProtocolError: what came is no pool stream.
         """
         arrived, self._early = self._early, []
-        while self._end is None:
-            try:
+        try:
+            while self._end is None:
                 arrived += self._receive()
-            except BlockingIOError:
-                return arrived
-            except (ProtocolError, StreamLost) as exc:
-                self._end = exc
-            else:
                 if self._link.dry:
-                    return arrived
-        if not arrived:
+                    break
+        except BlockingIOError:
+            pass
+        except (ProtocolError, StreamLost) as exc:
+            self._end = exc
+        if self._end is None:
+            self._look_after(time.monotonic())
+        if self._end is not None and not arrived:
             raise self._end
         # What came before the end first; the next call tells of the end.
         return arrived
 
     def _receive(self) -> list[Event]:
-        return self._receiver.messages(self._link.receive(ABNF.OPCODE_BINARY))
+        frame = self._link.receive(ABNF.OPCODE_BINARY)
+        messages = self._receiver.messages(frame)
+        if not self._owed:
+            self._owed_since = time.monotonic()
+        self._owed += len(frame)
+        return messages
+
+    def _look_after(self, now: float) -> None:
+        """Confirm what came, and ask whether the runtime is there."""
+        if self._turn.acquire(blocking=False):
+            # Whoever sends just now confirms as well.
+            try:
+                self._sender.confirmed(self._receiver.acked)
+                if self._owed > OWED or (self._owed and now >= self._owed_since + _CONFIRM):
+                    self._owed = 0
+                    self._link.send(confirmation(self.seen))
+                self._ask(now)
+            except (ProtocolError, StreamLost) as exc:
+                self._end = exc
+            finally:
+                self._turn.release()
+
+    def _ask(self, now: float) -> None:
+        if self._asked is not None and self._link.heard >= self._asked:
+            self._asked = None
+        if self._asked is not None and now >= self._asked + PING:
+            raise StreamLost(f"the runtime said nothing for {now - self._link.heard:.0f} s")
+        if self._asked is None and now >= self._link.heard + PING:
+            self._asked = now
+            self._link.ping()
 
     def send(self, commands: list[Command]) -> None:
-        """Send these in one frame; the caller sees to it that nobody else sends meanwhile.
+        """Send these in one frame; where the link is lost, they go when the stream goes on."""
+        with self._turn:
+            self._owed = 0
+            frame = self._sender.frame(commands, self.seen)
+            try:
+                self._link.send(frame)
+            except StreamLost:
+                # Whoever drains finds the end, and decides what it means.
+                self._link.cut()
+
+    def rejoin(self, link: Link) -> None:
+        """Go on over this link, whose other end has said in the handshake what it has seen.
 
         Raises:
-            StreamLost: the connection is gone.
+            ProtocolError: it has seen what cannot be.
+            StreamLost: it is lost as well.
         """
-        self._link.send(self._sender.frame(commands, self._receiver.seq))
+        seen = link.headers.get(SEEN.lower(), "")
+        if not seen.isdecimal():
+            raise ProtocolError(f"the runtime does not say what it has seen: {seen!r}")
+        link.stop_waiting()
+        with self._turn:
+            for frame in self._sender.rest(int(seen)):
+                link.send(frame)
+            self._link.close()
+            self._link = link
+            self._end = self._asked = None
 
     def close(self) -> None:
         """Close at once; what was not sent is not sent."""
         self._link.close()
+
+    def leave(self) -> None:
+        """Say that nobody comes back, and close."""
+        self._link.leave()
 
 
 class ObservationStream:

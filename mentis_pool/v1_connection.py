@@ -69,6 +69,7 @@ class V1Connection:
     """
 
     lost_tasks: Literal["died", "unknown"] = "unknown"
+    rejoins = False
 
     def __init__(self, client: Client, threads: Threads) -> None:
         self._client = client
@@ -110,6 +111,10 @@ class V1Connection:
             deadlines = [slot.deadline for slot in self._slots.values()]
         known = [deadline for deadline in deadlines if deadline is not None]
         return max(0.0, min(known) - time.monotonic()) if known else None
+
+    def rejoin(self, ending: threading.Event) -> None:
+        """Each sandbox has a stream of its own, and sees to that itself."""
+        raise RuntimeUnavailable("the runtime is lost")
 
     def names(self, action: int, sandbox: int) -> tuple[str, str]:
         """What the runtime calls them."""

@@ -45,6 +45,7 @@ from mentis_pool.pool_stream import (
     Welcome,
     Work,
     commands,
+    confirmation,
     events,
 )
 
@@ -83,7 +84,7 @@ observations = st.one_of(
     st.builds(End, seconds, seconds, st.none() | numbers),
 )
 each_event = st.one_of(
-    st.builds(Welcome, st.text(), st.text(), st.text()),
+    st.builds(Welcome, st.text(), st.text(), st.text(), st.text()),
     st.builds(Said, numbers, observations),
     st.builds(Opened, numbers, seconds),
     st.builds(Closed, numbers, st.text(), st.booleans()),
@@ -218,7 +219,75 @@ def test_each_direction_counts_for_itself():
     assert one.frame([], 0) != one.frame([], 0)
 
 
-@pytest.mark.parametrize("seq", [-1, 0, 1, 2, 4, 5, 2**64 - 1])
+def test_a_frame_that_comes_twice_is_heard_once():
+    sender, receiver = Sender(), events()
+    frames = [sender.frame([Opened(n, 0.0)], n) for n in (1, 2, 3)]
+    heard = [receiver.messages(frame) for frame in (*frames, *frames, frames[1])]
+    assert heard == [[Opened(1, 0.0)], [Opened(2, 0.0)], [Opened(3, 0.0)], [], [], [], []]
+    assert (receiver.seq, receiver.acked) == (3, 3)
+
+
+def test_a_confirmation_has_no_place_among_the_frames():
+    sender, receiver = Sender(), events()
+    receiver.messages(sender.frame([], 0))
+    assert receiver.messages(confirmation(7)) == []
+    assert (receiver.seq, receiver.acked) == (1, 7)
+    # What came before it on another way takes nothing back.
+    receiver.messages(confirmation(5))
+    assert receiver.acked == 7
+
+
+def test_what_is_not_confirmed_is_kept_and_sent_once_more():
+    sender = Sender()
+    frames = [sender.frame([Close(n)], 0) for n in range(1, 6)]
+    assert sender.kept_bytes == sum(map(len, frames))
+    sender.confirmed(2)
+    sender.confirmed(1)
+    assert sender.kept_bytes == sum(map(len, frames[2:]))
+    assert sender.rest(2) == frames[2:]
+    assert sender.rest(4) == frames[4:]
+    assert sender.rest(5) == []
+    assert sender.kept_bytes == 0
+    more = sender.frame([Close(6)], 0)
+    assert sender.rest(5) == [more]
+
+
+@pytest.mark.parametrize("seen", [-1, 0, 1, 4])
+def test_what_cannot_have_been_seen_is_refused(seen):
+    sender = Sender()
+    for n in range(3):
+        sender.frame([Close(n)], 0)
+    sender.confirmed(2)
+    with pytest.raises(ProtocolError):
+        sender.rest(seen)
+    assert len(sender.rest(2)) == 1
+
+
+def test_what_was_never_sent_cannot_be_confirmed():
+    with pytest.raises(ProtocolError, match="frame 1 is confirmed, and 0 was the last"):
+        Sender().confirmed(1)
+
+
+@given(st.data())
+def test_over_any_connections_each_message_is_heard_once_and_in_order(data):
+    """Frames are lost from some point on, again and again, and the rest is sent once more."""
+    sender, receiver = Sender(), commands()
+    heard, sent = [], 0
+    for _ in range(data.draw(st.integers(1, 6))):
+        way = sender.rest(receiver.seq)
+        for _ in range(data.draw(st.integers(0, 5))):
+            sent += 1
+            way.append(sender.frame([Close(sent)], 0))
+        for frame in way[: data.draw(st.integers(0, len(way)))]:
+            heard += receiver.messages(frame)
+            if data.draw(st.booleans()):
+                sender.confirmed(receiver.seq)
+    for frame in sender.rest(receiver.seq):
+        heard += receiver.messages(frame)
+    assert heard == [Close(n) for n in range(1, sent + 1)]
+
+
+@pytest.mark.parametrize("seq", [-1, 0, 4, 5, 2**64 - 1])
 def test_a_frame_that_is_not_the_next_is_refused(seq):
     receiver = events()
     receiver.messages(pack([1, 0, []]))

@@ -39,7 +39,9 @@ def refusal(host: str, token: str | None, insecure: bool) -> str | None:
     return None
 
 
-def serve(host: str, port: int, token: str | None, most: int | None, preload: list[str]) -> int:
+def serve(
+    host: str, port: int, token: str | None, most: int | None, preload: list[str], linger: float
+) -> int:
     """Serve until a signal (SIGINT, SIGTERM) says stop.
 
     Args:
@@ -47,6 +49,7 @@ def serve(host: str, port: int, token: str | None, most: int | None, preload: li
         token: that clients must give; None where none is asked for.
         most: sandboxes at most; None for what the machine has room for.
         preload: modules that are imported once, for all cells.
+        linger: seconds that the sandboxes of a client are kept to which the connection was lost.
 
     Returns:
         The exit code.
@@ -77,7 +80,9 @@ def serve(host: str, port: int, token: str | None, most: int | None, preload: li
             zygote,
             directory,
             listener,
-            lambda supervisor: server(supervisor, token=token, loopback=is_loopback(host)),
+            lambda supervisor: server(
+                supervisor, token=token, loopback=is_loopback(host), linger=linger
+            ),
             watch,
             most,
         )

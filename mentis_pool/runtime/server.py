@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import platform
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import msgspec
@@ -29,7 +29,10 @@ from mentis_pool.lanes import Lanes
 from mentis_pool.mentis_v1 import HEALTH
 from mentis_pool.observations import Display, End, Error, Observation, Part, Result, Start, Stream
 from mentis_pool.pool_stream import (
+    OWED,
     PATH,
+    SEEN,
+    SESSION,
     SUBPROTOCOL,
     Begin,
     Broken,
@@ -48,6 +51,7 @@ from mentis_pool.pool_stream import (
     Signal,
     Welcome,
     commands,
+    confirmation,
 )
 from mentis_pool.runtime.gate import Gate
 from mentis_pool.runtime.supervisor import NoRoom, Sandbox, Supervisor
@@ -57,6 +61,8 @@ _FULL = 8 * 1024 * 1024
 """Bytes waiting for a client, from which on its sandboxes are not read any more."""
 _FRAME = 1024 * 1024
 """Bytes of observations in one frame, about."""
+_LOST = (1005, 1006)
+"""Codes of connections that ended without a word (RFC 6455, section 7.4.1)."""
 _LATER = 0.001
 """Seconds within which is sent what may wait for more."""
 _LINK = "mentis_pool.link"
@@ -72,14 +78,23 @@ class Link(Protocol):
     def send_frame(self, frame: bytes) -> None:
         """Send, without waiting."""
 
+    def cut(self) -> None:
+        """Close it: it is of no more use."""
+
 
 class Session:
     """One client on its stream: its lanes and sandboxes, and what is to be sent to it."""
 
-    def __init__(self, supervisor: Supervisor, link: Link) -> None:
+    def __init__(self, supervisor: Supervisor) -> None:
         self.id = secrets.token_hex(4)
+        self.key = secrets.token_hex(16)
         self._supervisor = supervisor
-        self._link = link
+        self.link: Link | None = None
+        """The connection, while there is one."""
+        self.welcomed = False
+        """Whether the client was told its key."""
+        self._end_timer: asyncio.TimerHandle | None = None
+        self._welcome = asyncio.ensure_future(self._greet())
         self._loop = asyncio.get_running_loop()
         self._lanes: Lanes[Run] = Lanes(0)
         self._opened: dict[int, Open] = {}
@@ -92,6 +107,8 @@ class Session:
         """Whether `send` is to be called soon."""
         self._to_send_late = False
         """Whether it is to be called in a moment."""
+        self._owed = 0
+        """Bytes of frames that came and were not confirmed."""
         self._held_up = False
         """Whether a sandbox was told that there is no room for what it says."""
 
@@ -134,7 +151,7 @@ class Session:
 
     def congested(self) -> bool:
         """Whether so much waits for the client that no more is taken."""
-        full = self._size > _FULL
+        full = self._size + self._sender.kept_bytes > _FULL
         self._held_up = self._held_up or full
         return full
 
@@ -157,8 +174,49 @@ class Session:
         Raises:
             ProtocolError: it is no frame, or not the next one.
         """
-        for command in self._receiver.messages(frame):
+        messages = self._receiver.messages(frame)
+        self._sender.confirmed(self._receiver.acked)
+        for command in messages:
             self.obey(command)
+        self._owed += len(frame)
+        if self._owed > OWED:
+            self._confirm()
+        elif messages and not self._to_send_late:
+            # Whatever is said until then confirms it as well.
+            self._to_send_late = True
+            self._loop.call_later(_LATER, self._send_late)
+        self._resume()
+
+    def attach(self, link: Link, seen: int) -> None:
+        """Go on over this connection, whose client has seen this frame last.
+
+        Raises:
+            ProtocolError: that cannot be.
+        """
+        rest = self._sender.rest(seen)
+        self.detach()
+        if self._end_timer is not None:
+            self._end_timer.cancel()
+            self._end_timer = None
+        self.link = link
+        for frame in rest:
+            link.send_frame(frame)
+        self.send()
+
+    def detach(self) -> None:
+        """The connection is lost; the client may come back."""
+        if self.link is not None:
+            link, self.link = self.link, None
+            link.cut()
+
+    def end_after(self, seconds: float, end: Callable[[], None]) -> None:
+        """Have it ended, unless the client comes back before."""
+        self._end_timer = self._loop.call_later(seconds, end)
+
+    @property
+    def seen(self) -> int:
+        """The last frame that came."""
+        return self._receiver.seq
 
     def obey(self, command: Command) -> None:
         """Carry out a command."""
@@ -219,29 +277,43 @@ class Session:
             self._put(Refused(number, reason))
             self._carry_out(self._lanes.refused(number, reason))
 
-    async def welcome(self) -> None:
+    async def _greet(self) -> None:
         """Wait until sandboxes can be had, and say so."""
         await self._supervisor.ready.wait()
-        self._put(Welcome(self.id, __version__, platform.python_version()))
+        self.welcomed = True
+        self._put(Welcome(self.id, __version__, platform.python_version(), self.key))
 
     def _send_late(self) -> None:
         self._to_send_late = False
         self.send()
+        if self._owed:
+            self._confirm()
+
+    def _confirm(self) -> None:
+        if self.link is not None and self.link.takes_more():
+            self.link.send_frame(confirmation(self.seen))
+            self._owed = 0
 
     def send(self) -> None:
         """Send what is there, as long as the client takes it, all that is there in one frame."""
         self._to_send = False
-        while self._outbox and self._link.takes_more():
+        while self._outbox and self.link is not None and self.link.takes_more():
             some, self._outbox, size = _some(self._outbox)
-            self._link.send_frame(self._sender.frame(some, 0))
+            self._owed = 0
             self._size -= size
-        if self._held_up and self._size <= _FULL:
+            self.link.send_frame(self._sender.frame(some, self.seen))
+        self._resume()
+
+    def _resume(self) -> None:
+        """Read on, where there is room again."""
+        if self._held_up and self._size + self._sender.kept_bytes <= _FULL:
             self._held_up = False
             for sandbox in list(self._sandboxes.values()):
                 sandbox.resume()
 
     def end(self) -> None:
         """The client is gone: so are its sandboxes."""
+        self._welcome.cancel()
         self._lanes = Lanes(0)
         for sandbox in list(self._sandboxes.values()):
             sandbox.close("the client is gone")
@@ -269,8 +341,9 @@ def _some(batch: list[Event]) -> tuple[list[Event], list[Event], int]:
     return batch, [], size
 
 
-def application(supervisor: Supervisor) -> Starlette:
-    """The runtime's routes."""
+def application(supervisor: Supervisor, linger: float) -> Starlette:
+    """The runtime's routes; ``linger`` as for `server`."""
+    sessions: dict[str, Session] = {}
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__, "streams": [SUBPROTOCOL]})
@@ -280,21 +353,37 @@ def application(supervisor: Supervisor) -> Starlette:
             message = f"this runtime speaks {SUBPROTOCOL}"
             await websocket.send_denial_response(JSONResponse({"message": message}, 400))
             return
-        await websocket.accept(subprotocol=SUBPROTOCOL)
+        key = websocket.headers.get(SESSION)
+        session = Session(supervisor) if key is None else sessions.get(key)
+        if session is None:
+            gone = {"message": "this session is over: its client was gone for too long"}
+            await websocket.send_denial_response(JSONResponse(gone, 410))
+            return
+        sessions[session.key] = session
+        headers = [(SEEN.lower().encode(), str(session.seen).encode())]
+        await websocket.accept(subprotocol=SUBPROTOCOL, headers=headers)
         link: _Protocol = websocket.scope["extensions"][_LINK]["connection"]
-        session = Session(supervisor, link)
-        link.session = session
-        welcome = asyncio.ensure_future(session.welcome())
+        code = 1001
         try:
+            link.serve(session, websocket.headers.get(SEEN, "0"))
             # Frames go to the session by themselves: what comes here is the end.
-            while (await websocket.receive())["type"] != "websocket.disconnect":
+            while (event := await websocket.receive())["type"] != "websocket.disconnect":
                 pass
+            code = event["code"]
         except asyncio.CancelledError:
             pass  # the runtime ends
         finally:
-            welcome.cancel()
-            link.session = None
-            session.end()
+            # It may have gone on over another connection by now.
+            if session.link is link:
+                session.detach()
+                if code in _LOST and linger and session.welcomed:
+                    session.end_after(linger, lambda: end(session))
+                else:
+                    end(session)
+
+    def end(session: Session) -> None:
+        sessions.pop(session.key, None)
+        session.end()
 
     return Starlette(
         routes=[Route(HEALTH, health), WebSocketRoute(PATH, pool), *V1(supervisor).routes()],
@@ -333,9 +422,25 @@ class _Protocol(uvicorn_websockets.WebSocketsSansIOProtocol):
                 raise ProtocolError("the pool stream has no text")
             self.session.receive(frame)
         except ProtocolError as exc:
-            self.session = None
-            self.conn.send_close(1002, str(exc)[:100])
-            self.handle_parser_exception()
+            self._refuse(exc)
+
+    def serve(self, session: Session, seen: str) -> None:
+        """From now on frames are this session's, whose client says what it has seen."""
+        self.session = session
+        try:
+            session.attach(self, int(seen) if seen.isdecimal() else -1)
+        except ProtocolError as exc:
+            self._refuse(exc)
+
+    def _refuse(self, exc: ProtocolError) -> None:
+        self.session = None
+        self.conn.send_close(1002, str(exc)[:100])
+        self.handle_parser_exception()
+
+    def cut(self) -> None:
+        """Close it: it is of no more use."""
+        self.session = None
+        self.transport.abort()
 
     def takes_more(self) -> bool:
         """Whether the client has read most of what was sent, or is gone."""
@@ -371,17 +476,22 @@ class _Server(uvicorn.Server):
 
 
 def server(
-    supervisor: Supervisor, *, token: str | None = None, loopback: bool = False
+    supervisor: Supervisor,
+    *,
+    token: str | None = None,
+    loopback: bool = False,
+    linger: float = 0.0,
 ) -> uvicorn.Server:
     """The server, to be run on the supervisor's event loop.
 
     Args:
         token: that clients must give; None where none is asked for.
         loopback: whether it is reached by the names of this machine alone.
+        linger: seconds that a session is kept whose client is gone without a word.
     """
     return _Server(
         uvicorn.Config(
-            Gate(application(supervisor), token, loopback),
+            Gate(application(supervisor, linger), token, loopback),
             ws=_Protocol,
             ws_max_size=1 << 31,
             ws_ping_interval=None,
