@@ -553,8 +553,11 @@ class PoolStream:
                     self._owed = 0
                     self._link.send(confirmation(self.seen))
                 self._ask(now)
-            except (ProtocolError, StreamLost) as exc:
+            except ProtocolError as exc:
                 self._end = exc
+            except StreamLost:
+                # What came before the end is still to be read.
+                self._link.cut()
             finally:
                 self._turn.release()
 
@@ -562,8 +565,9 @@ class PoolStream:
         if self._asked is not None and self._link.heard >= self._asked:
             self._asked = None
         if self._asked is not None and now >= self._asked + PING:
-            raise StreamLost(f"the runtime said nothing for {now - self._link.heard:.0f} s")
-        if self._asked is None and now >= self._link.heard + PING:
+            silence = now - self._link.heard
+            self._end = StreamLost(f"the runtime said nothing for {silence:.0f} s")
+        elif self._asked is None and now >= self._link.heard + PING:
             self._asked = now
             self._link.ping()
 
