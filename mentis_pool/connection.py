@@ -18,11 +18,13 @@ from mentis_pool.errors import ProtocolError, RuntimeRejected, RuntimeUnavailabl
 from mentis_pool.events import log
 from mentis_pool.pool_stream import PATH, SEEN, SESSION, SUBPROTOCOL, Command, Event
 from mentis_pool.runtime.local import LocalRuntime
-from mentis_pool.stream import PoolStream, StreamLost, link, unix_link
+from mentis_pool.stream import PING, PoolStream, StreamLost, link, unix_link
 from mentis_pool.threads import Threads
 
 START_TIMEOUT = 60.0
 """Seconds within which a runtime must be ready; preloading counts."""
+LOCAL_PING = 15.0
+"""As `stream.PING`, of one on this machine: it may be so busy that it seems to be gone."""
 REJOIN_WITHIN = 30.0
 """Seconds that a runtime is looked for to which the connection was lost."""
 REJOINS = 1000
@@ -112,7 +114,8 @@ class LocalConnection(_Pool):
         """End what is left of it; its last words."""
         self._stream.close()
         words = self._runtime.last_words(1.0)
-        self._runtime.stop()
+        # One that has stopped does not end by itself.
+        self._runtime.stop(1.0)
         return words
 
     def close(self) -> None:
@@ -227,7 +230,7 @@ def _start(preload: list[str], threads: int) -> LocalConnection:
     begun = time.monotonic()
     runtime = LocalRuntime(preload, threads)
     try:
-        stream = PoolStream(unix_link(runtime.connect(), START_TIMEOUT))
+        stream = PoolStream(unix_link(runtime.connect(), START_TIMEOUT), LOCAL_PING)
     except RuntimeUnavailable as exc:
         words = runtime.last_words()
         runtime.stop()
@@ -278,7 +281,7 @@ def remote(
 
 
 def _pool_stream(address: Address, token: str | None) -> PoolStream:
-    stream = PoolStream(link(address.ws(PATH), token, START_TIMEOUT, SUBPROTOCOL))
+    stream = PoolStream(link(address.ws(PATH), token, START_TIMEOUT, SUBPROTOCOL), PING)
     theirs, ours = stream.welcome.python, platform.python_version()
     if theirs.split(".")[:2] != ours.split(".")[:2]:
         stream.close()

@@ -461,6 +461,9 @@ class PoolStream:
     What is sent is kept until the runtime has confirmed it. Where the link is lost the
     stream can go on over another (`rejoin`).
 
+    Args:
+        ping: as `PING`.
+
     Raises:
         RuntimeUnavailable: there is no runtime at the other end, or it did not
             become ready.
@@ -468,8 +471,9 @@ class PoolStream:
 
     welcome: Welcome
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, ping: float = PING) -> None:
         self._link = link
+        self._ping = ping
         self._sender = Sender()
         self._receiver = events()
         self._owed = 0
@@ -506,7 +510,7 @@ class PoolStream:
         if self._end is not None:
             # The end may come together with what was said before it.
             return 0.0
-        due = (self._link.heard if self._asked is None else self._asked) + PING
+        due = (self._link.heard if self._asked is None else self._asked) + self._ping
         if self._owed:
             due = min(due, self._owed_since + _CONFIRM)
         return max(0.0, due - time.monotonic())
@@ -564,10 +568,10 @@ class PoolStream:
     def _ask(self, now: float) -> None:
         if self._asked is not None and self._link.heard >= self._asked:
             self._asked = None
-        if self._asked is not None and now >= self._asked + PING:
+        if self._asked is not None and now >= self._asked + self._ping:
             silence = now - self._link.heard
             self._end = StreamLost(f"the runtime said nothing for {silence:.0f} s")
-        elif self._asked is None and now >= self._link.heard + PING:
+        elif self._asked is None and now >= self._link.heard + self._ping:
             self._asked = now
             self._link.ping()
 

@@ -21,6 +21,7 @@ from mentis_pool import (
     SandboxDied,
     SandboxExecutor,
     StateLost,
+    connection,
 )
 from mentis_pool.observations import Part
 from mentis_pool.pool import AHEAD
@@ -58,6 +59,20 @@ def gone(process):
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def test_a_runtime_that_has_stopped_is_given_up_in_time(own_temp, processes, monkeypatch):
+    monkeypatch.setattr(connection, "LOCAL_PING", 0.5)
+    with SandboxExecutor(max_workers=1) as executor:
+        hit = executor.submit(family.SLEEP)
+        family.worker_of(hit)
+        waiting = [executor.submit(str(i)) for i in range(3)]
+        family.runtime_of(executor).send_signal(signal.SIGSTOP)
+        error = hit.exception(BOUND)
+        assert type(error) is SandboxDied
+        assert "embedded runtime" in str(error)
+        assert [future.result(BOUND).value for future in waiting] == [0, 1, 2]
+    assert processes(own_temp) == []
 
 
 # ── while it runs, waits, travels, returns ──────────────────────────────────

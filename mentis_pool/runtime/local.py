@@ -158,8 +158,12 @@ class LocalRuntime:
             f"{sys.executable} -c 'import mentis_pool.runtime.server, mentis_pool.runtime.zygote'"
         )
 
-    def stop(self) -> None:
-        """End it, with all its sandboxes, and wait for that; its directory goes as well."""
+    def stop(self, patience: float = 10.0) -> None:
+        """End it, with all its sandboxes, and wait for that; its directory goes as well.
+
+        Args:
+            patience: seconds that it has to end by itself.
+        """
         try:
             # Not only closed: a forked child of this process may hold it open.
             self._lifeline.shutdown(socket.SHUT_RDWR)
@@ -167,7 +171,7 @@ class LocalRuntime:
             pass  # it is gone already
         self._lifeline.close()
         try:
-            self._process.wait(10)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -9,7 +9,7 @@ import pytest
 from chaos.proxy import Chaos, Weather
 from conftest import end, serve
 
-from mentis_pool import OutcomeUnknown, SandboxDied, SandboxExecutor, connection, stream
+from mentis_pool import OutcomeUnknown, SandboxDied, SandboxExecutor, connection
 
 CELLS = 1500
 CELL = """
@@ -88,7 +88,7 @@ def test_a_large_output_and_a_large_argument_arrive_whole(runtime):
 
 @pytest.fixture
 def hasty(monkeypatch):
-    monkeypatch.setattr(stream, "PING", 0.3)
+    monkeypatch.setattr(connection, "PING", 0.3)
     monkeypatch.setattr(connection, "ANSWER_WITHIN", 0.3)
     monkeypatch.setattr(connection, "REJOIN_WITHIN", 1.0)
 
