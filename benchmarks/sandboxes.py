@@ -243,15 +243,15 @@ def run_all(executor: SandboxExecutor, cells: int) -> tuple[float, int]:
 def keep_killing(over: threading.Event, hit: list[int]) -> None:
     chance = random.Random(1)
     while not over.wait(KILL_EVERY):
-        pid = chance.choice(workers())
+        pid = chance.choice(workers(os.getpid()))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             hit.append(pid)
 
 
-def workers() -> list[int]:
-    """The processes of workers: none is further below this one."""
-    level, below = [os.getpid()], [os.getpid()]
+def workers(pid: int) -> list[int]:
+    """The processes of workers: none is further below the one that runs them."""
+    level, below = [pid], [pid]
     while below:
         level, below = below, [child for pid in below for child in children(pid)]
     return level
