@@ -15,6 +15,7 @@ import time
 import pytest
 
 from mentis_pool import CellTimeout, SandboxDied, SandboxError, SandboxExecutor
+from mentis_pool.runtime import posix
 
 SOME = 300
 
@@ -158,7 +159,7 @@ def steal(then):
                 os._exit(0) if then == "goes" else time.sleep(600)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nothing is sent ahead here")
+@pytest.mark.skipif(not posix.KEEPS_PACKETS, reason="nothing is sent ahead here")
 @pytest.mark.parametrize("then", ["goes", "stays"])
 def test_whatever_is_stolen_every_future_is_settled(two, then):
     for _ in range(10):
