@@ -314,8 +314,9 @@ class Pool:
         self._connected = False
         self._failures += 1
         orders: list[Order] = []
-        # As many as there are workers may have begun, and not yet be known to: one had not
-        # while so many waited there that were sent before it and are older.
+        # Of cells as many as there are workers may have begun, and not yet be known to: one
+        # had not while so many waited there that were sent before it and are older. Calls go
+        # to workers ahead of their turn, and end by the dozen before a word of it is sent.
         doubtful: list[int] = []
         for task in list(self._at_runtime.values()):
             self._take_back(task)
@@ -324,12 +325,13 @@ class Pool:
             lane = self._lanes[task.lane]
             only_sent = task.waits and not task.known
             before = bisect.bisect(doubtful, task.number)
-            if only_sent and (lane.begun or before >= self._max_workers):
+            only_waited = task.lane != CALLS and before >= self._max_workers
+            if only_sent and (lane.begun or only_waited):
                 # It only waited there; before those that wait here behind it.
                 task.unsent()
                 bisect.insort(lane.queue, task, key=_number)
             else:
-                if only_sent:
+                if only_sent and task.lane != CALLS:
                     doubtful.insert(before, task.number)
                 orders += self._over(task, task.lost(reason, now, kind), reason)
         for lane in self._lanes.values():

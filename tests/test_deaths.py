@@ -101,18 +101,24 @@ def test_what_runs_in_it_died_and_what_waits_or_travels_is_run_all_the_same(exec
     assert gone(worker)
 
 
-def test_what_may_have_begun_and_may_not_be_tried_again_is_unknown_and_the_rest_is_run(executor):
+@pytest.mark.parametrize("calls", [True, False])
+def test_what_may_have_begun_and_may_not_be_tried_again_is_unknown_and_the_rest_is_run(
+    executor, calls
+):
     view = executor.options(retries=0)
     running = [view.submit(family.SLEEP) for _ in range(2)]
     worker, _ = [family.worker_of(future) for future in running]
-    waiting = [view.submit(abs, -i) for i in range(AHEAD + 8)]
+    waiting = [view.submit(abs, -i) if calls else view.submit(str(i)) for i in range(AHEAD + 8)]
     kill("runtime", executor, worker)
     for future in running:
         assert type(future.exception(BOUND)) is SandboxDied
-    # Of as many as there are workers it is not known whether they had begun.
-    for future in waiting[:2]:
+    # Of as many cells as there are workers it is not known whether they had begun, and of
+    # no call that was sent.
+    unknown = AHEAD if calls else 2
+    for future in waiting[:unknown]:
         assert type(future.exception(BOUND)) is OutcomeUnknown
-    assert [future.result(BOUND) for future in waiting[2:]] == list(range(2, AHEAD + 8))
+    given = [future.result(BOUND) for future in waiting[unknown:]]
+    assert [each if calls else each.value for each in given] == list(range(unknown, AHEAD + 8))
 
 
 @pytest.mark.parametrize("victim", VICTIMS)

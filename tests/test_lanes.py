@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from walks import WALKS
 
-from mentis_pool.lanes import DEATHS, TRY_AGAIN, Drop, End, Fail, Give, Lanes, Make, Refuse
+from mentis_pool.lanes import AHEAD, DEATHS, TRY_AGAIN, Drop, End, Fail, Give, Lanes, Make, Refuse
 
 A, B, SESSION = 1, 2, 3
 
@@ -183,6 +183,137 @@ def test_a_cancelled_action_does_not_go_to_another_sandbox(how):
     add(one, A, 1, 2)
     one.cancel(1)
     assert getattr(one, how)(1, "gone") == [Refuse(1, "cancelled", "it was cancelled")]
+
+
+# ── actions that are given ahead ────────────────────────────────────────────
+
+
+def prompt(to, lane, first=0):
+    """Have a sandbox of this lane take others ahead, which runs the second of two; the sandbox."""
+    add(to, lane, first)
+    sandbox = to.sandbox_of(first)
+    assert to.ended(first, prompt=True) == []
+    assert add(to, lane, first + 1) == [give(sandbox, first + 1)]
+    return sandbox
+
+
+def test_a_sandbox_whose_last_action_was_prompt_has_a_few_more_given_ahead():
+    one = lanes(1)
+    assert prompt(one, A) == 1
+    some = range(2, AHEAD + 5)
+    assert add(one, A, *some) == [give(1, i) for i in range(2, AHEAD + 2)]
+    assert one.ended(1, prompt=True) == [give(1, AHEAD + 2)]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, AHEAD])
+def test_one_whose_last_action_was_not_has_no_more_given_before_all_that_it_has_ended(ahead):
+    one = lanes(1)
+    prompt(one, A)
+    add(one, A, *range(2, AHEAD + 4))
+    for action in range(1, AHEAD + 1 - ahead):
+        one.ended(action, prompt=True)
+    for action in range(AHEAD + 1 - ahead, AHEAD + 1):
+        assert one.ended(action) == []
+
+
+def test_a_free_sandbox_goes_before_one_that_takes_actions_ahead():
+    one = lanes(2)
+    prompt(one, A)
+    assert add(one, A, 2) == [Make(2, A), give(2, 2)]
+    assert add(one, A, 3) == [give(1, 3)], "it is the one that takes them"
+    assert one.ended(2, prompt=True) == []
+    assert add(one, A, 4, 5) == [give(2, 4), give(2, 5)], "it has the fewest"
+
+
+def test_what_is_ahead_of_its_turn_is_of_the_sandbox_s_own_lane():
+    one = lanes(1)
+    prompt(one, A)
+    add(one, B, 2)
+    assert add(one, A, 3) == [], "what is older goes before it, whatever its lane"
+    assert one.cancel(2) == [Refuse(2, "cancelled", "it was cancelled")]
+    assert add(one, A, 4) == [give(1, 3), give(1, 4)]
+
+
+def test_what_waits_behind_a_session_s_own_action_holds_up_nothing():
+    one = lanes(2)
+    add(one, SESSION, 1, 2)
+    prompt(one, A, 3)
+    assert add(one, A, 5) == [give(2, 5)]
+
+
+def test_what_a_sandbox_does_not_begin_goes_to_others_in_its_place():
+    one = lanes(2)
+    prompt(one, A)
+    add(one, SESSION, 2)
+    assert add(one, A, 3, 4) == [give(1, 3), give(1, 4)]
+    add(one, B, 5)
+    assert one.returned(1, [3, 4]) == []
+    assert one.sandbox_of(3) is None
+    assert one.ended(2) == [Make(3, A), give(3, 3)]
+    assert one.ended(3) == [give(3, 4)]
+    assert one.ended(1, prompt=True) == [Make(4, B), give(4, 5)]
+
+
+def test_a_sandbox_that_gave_actions_back_takes_none_ahead_until_it_is_prompt_again():
+    one = lanes(1)
+    prompt(one, A)
+    add(one, A, 2)
+    assert one.returned(1, [2]) == []
+    assert add(one, A, 3) == []
+    assert one.ended(1, prompt=True) == [give(1, 2), give(1, 3)]
+
+
+def test_what_was_given_back_too_late_changes_nothing():
+    one = lanes(2)
+    prompt(one, A)
+    add(one, SESSION, 2)
+    add(one, A, 3)
+    one.returned(1, [3])
+    one.ended(2)
+    assert one.sandbox_of(3) == 3
+    assert one.returned(1, [3, 99]) == []
+    assert one.sandbox_of(3) == 3
+    one.lost(1, "gone")
+    assert one.returned(1, [1]) == []
+
+
+@pytest.mark.parametrize("how", ["ended", "returned", "lost", "refused"])
+def test_an_action_ahead_that_is_cancelled_is_ended_in_its_sandbox(how):
+    one = lanes(1)
+    prompt(one, A)
+    add(one, A, 2, 3)
+    assert one.cancel(2) == [End(1, 2)]
+    told = Refuse(2, "cancelled", "it was cancelled")
+    if how == "ended":
+        assert one.ended(2) == []
+    elif how == "returned":
+        assert one.returned(1, [2, 3]) == [told]
+    elif how == "lost":
+        assert one.lost(1, "gone") == [told, Make(2, A), give(2, 1)]
+    else:
+        others = [Refuse(i, "rejected", "gone") for i in (1, 3)]
+        assert one.refused(1, "gone") == [told, *others]
+    assert one.cancel(2) == []
+
+
+def test_all_that_a_lost_sandbox_had_and_did_not_begin_keeps_its_place():
+    one = lanes(1)
+    prompt(one, A)
+    add(one, A, *range(2, AHEAD + 4))
+    assert one.lost(1, "gone") == [Make(2, A), give(2, 1)], "the new one has not been prompt"
+    for action in range(1, AHEAD + 3):
+        assert one.ended(action) == [give(2, action + 1)]
+
+
+def test_what_a_sandbox_of_a_closed_lane_had_ahead_is_cancelled():
+    one = lanes(1)
+    prompt(one, A)
+    add(one, A, 2, 3)
+    assert one.close(A, "closed") == [Drop(1, "closed")]
+    told = [Refuse(i, "cancelled", "its lane was closed") for i in (2, 3)]
+    assert one.returned(1, [2, 3]) == told
+    assert one.ended(1, prompt=True) == []
+    assert one.lost(1, "closed") == []
 
 
 # ── sandboxes that are lost ─────────────────────────────────────────────────
@@ -449,11 +580,19 @@ class Box:
     """A sandbox in `Walk`."""
 
     lane: int
-    action: int | None = None
+    given: list = dataclasses.field(default_factory=list)
+    """What it has, what it runs or will run next first."""
     running: bool = False
+    prompt: bool = False
+    """Whether it takes actions ahead."""
     new: bool = True
     ran: list = dataclasses.field(default_factory=list)
     """What its process has run to the end."""
+
+    @property
+    def action(self):
+        """What it runs, or will run next."""
+        return self.given[0] if self.given else None
 
 
 class Walk(RuleBasedStateMachine):
@@ -497,7 +636,7 @@ class Walk(RuleBasedStateMachine):
                 assert order.sandbox not in self.dropped
                 self.dropped.add(order.sandbox)
             elif type(order) is End:
-                assert self.boxes[order.sandbox].action == order.action
+                assert order.action in self.boxes[order.sandbox].given
             elif type(order) is Refuse:
                 self.refused(order)
             else:
@@ -508,7 +647,8 @@ class Walk(RuleBasedStateMachine):
     def give(self, order):
         box = self.boxes[order.sandbox]
         assert order.sandbox not in self.dropped
-        assert (box.action, box.lane) == (None, self.of[order.action])
+        assert box.lane == self.of[order.action]
+        assert not box.given or (box.prompt and len(box.given) <= AHEAD)
         assert order.run == f"run {order.action}"
         assert order.action not in self.cancelled
         assert not self.owed.get(box.lane), "it does not know that its state is lost"
@@ -517,12 +657,19 @@ class Walk(RuleBasedStateMachine):
             if self.place[action] < self.place[order.action]:
                 assert not self.could_begin(lane, order.sandbox), f"{action} was older"
         self.newest = None
-        box.action, box.running = order.action, False
+        box.given.append(order.action)
         assert sum(box.action is not None for box in self.boxes.values()) <= self.most
 
     def could_begin(self, lane, taken):
         """Whether something of a lane could begin where this sandbox was given something."""
-        idle = {s for s, box in self.boxes.items() if not box.action} - self.dropped - {taken}
+        if self.boxes[taken].given:
+            # That one was busy: there is no other way for any that could begin where it is free.
+            busy = sum(bool(box.given) for box in self.boxes.values())
+            held_up = self.open[lane] and any(
+                box.lane == lane and box.given for box in self.boxes.values()
+            )
+            return lane == self.boxes[taken].lane or (busy < self.most and not held_up)
+        idle = {s for s, box in self.boxes.items() if not box.given} - self.dropped - {taken}
         mine = [s for s, box in self.boxes.items() if box.lane == lane]
         if lane == self.boxes[taken].lane or idle.intersection(mine):
             return True
@@ -592,8 +739,8 @@ class Walk(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.boxes)))
 
     @precondition(lambda self: self.boxes)
-    @rule(data=st.data(), dies=st.booleans())
-    def one_goes_on(self, data, dies):
+    @rule(data=st.data(), dies=st.booleans(), prompt=st.booleans())
+    def one_goes_on(self, data, dies, prompt):
         sandbox = self.draw_box(data)
         box = self.boxes[sandbox]
         if box.action is None:
@@ -609,13 +756,33 @@ class Walk(RuleBasedStateMachine):
                 self.loses_state(sandbox)
             else:
                 box.ran.append(box.action)
-            self.end(sandbox)
+            self.end(sandbox, prompt and not dies and not self.open.get(box.lane))
 
-    def end(self, sandbox):
+    def end(self, sandbox, prompt=False):
         box = self.boxes[sandbox]
-        action, box.action, box.running = box.action, None, False
+        action = box.given.pop(0)
+        box.running, box.prompt = False, prompt
         self.finish(action)
-        self.obey(self.lanes.ended(action))
+        self.obey(self.lanes.ended(action, prompt))
+
+    @precondition(lambda self: any(len(box.given) > 1 for box in self.boxes.values()))
+    @rule(data=st.data(), late=st.booleans())
+    def a_sandbox_gives_back(self, data, late):
+        busy = [s for s, box in sorted(self.boxes.items()) if len(box.given) > 1]
+        sandbox = data.draw(st.sampled_from(busy))
+        box = self.boxes[sandbox]
+        # All that it has not begun, or what was sent to its process is not known to be unread.
+        kept = data.draw(st.integers(1, len(box.given)))
+        back, box.given = box.given[kept:], box.given[:kept]
+        box.prompt = False
+        for action in back:
+            self.waiting[action] = box.lane
+        told = (
+            [*back, *data.draw(st.lists(st.sampled_from(sorted(self.done)), max_size=2))]
+            if (late and self.done)
+            else back
+        )
+        self.obey(self.lanes.returned(sandbox, told))
 
     def loses_state(self, sandbox):
         """Its process has died, and another takes its place."""
@@ -642,8 +809,8 @@ class Walk(RuleBasedStateMachine):
         box = self.boxes.pop(sandbox)
         if self.open.get(box.lane) and box.ran and sandbox not in self.dropped:
             self.owed[box.lane] = True
-        if box.action is not None and box.action not in self.done:
-            self.waiting[box.action] = box.lane
+        for action in box.given:
+            self.waiting[action] = box.lane
 
     @precondition(lambda self: any(box.new for box in self.boxes.values()))
     @rule(data=st.data())
@@ -673,8 +840,8 @@ class Walk(RuleBasedStateMachine):
     @invariant()
     def it_knows_where_each_action_is(self):
         for sandbox, box in getattr(self, "boxes", {}).items():
-            if box.action is not None:
-                assert self.lanes.sandbox_of(box.action) == sandbox
+            for action in box.given:
+                assert self.lanes.sandbox_of(action) == sandbox
 
     def teardown(self):
         """Let all run to its end: nothing may be left."""
@@ -693,6 +860,7 @@ class Walk(RuleBasedStateMachine):
             assert self.done == set(self.of), "an action was forgotten"
             assert not self.lanes._given
             assert not self.lanes._unwanted
+            assert self.lanes._prompt <= set(self.boxes)
             assert set(self.lanes._of) == set(self.boxes)
             assert self.lanes._worked <= set(self.boxes)
 

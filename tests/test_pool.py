@@ -146,11 +146,22 @@ def test_a_runtime_is_asked_for_once():
 
 def test_a_lane_is_opened_once_on_each_connection():
     pool = connected()
-    one, two = tasks(2, CALLS)
+    one, two = tasks(2, CALLS, retries=1)
     assert pool.add(one) == [OpenLane(CALLS, 1), sent(one)]
     assert pool.add(two) == [sent(two)]
     assert pool.disconnected("gone", NOW)[-1] == Connect(1)
     assert pool.connected()[0] == OpenLane(CALLS, 2)
+
+
+def test_any_call_that_was_sent_may_have_begun_when_the_runtime_is_lost():
+    """They go to workers by the dozen; cells go one by one, whatever calls are older."""
+    pool = connected(max_workers=2)
+    calls, cells = tasks(3 * (1 + lanes.AHEAD), CALLS), tasks(4)
+    for task in [*calls, *cells]:
+        pool.add(task)
+    pool.disconnected("gone", NOW)
+    assert {type(error_of(task)) for task in [*calls, *cells[:2]]} == {OutcomeUnknown}
+    assert sends(pool.connected()) == cells[2:]
 
 
 def test_what_only_waited_at_a_lost_runtime_is_sent_again_and_nothing_is_counted():

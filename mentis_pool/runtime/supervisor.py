@@ -248,18 +248,20 @@ class _Runs:
     def send(self, run: wire.RunWork) -> None:
         """Send this, or keep it until the worker reads."""
         packed = memoryview(wire.pack(run))
-        self._apart = len(packed) <= wire.PACKET
+        self._apart = posix.KEEPS_PACKETS and len(packed) <= wire.PACKET
         for at in range(0, len(packed), wire.PACKET):
             self._unsent.append(packed[at : at + wire.PACKET])
         self._write()
 
     def _write(self) -> None:
         while self._unsent and self._filled.fileno() != -1:
-            if not self._sent(self._unsent[0]):
+            first = self._unsent.popleft()
+            left = first[self._sent(first) :]
+            if left:
+                self._unsent.appendleft(left)
                 self._loop.add_writer(self._filled, self._write)
                 self._waits = True
                 return
-            self._unsent.popleft()
         if self._waits:
             self._waits = False
             self._loop.remove_writer(self._filled)
@@ -268,23 +270,23 @@ class _Runs:
         """Send this in one packet, which can be taken back; whether there is room for it now."""
         packed = wire.pack(run)
         fits = len(packed) <= wire.PACKET
-        return fits and self._apart and not self._unsent and self._sent(packed)
+        return fits and self._apart and not self._unsent and self._sent(packed) > 0
 
-    def _sent(self, packet: bytes | memoryview) -> bool:
+    def _sent(self, packet: bytes | memoryview) -> int:
+        """How much of it was sent: all or nothing, where packets stay apart."""
         try:
-            self._filled.send(packet)
+            return self._filled.send(packet)
         except (BlockingIOError, InterruptedError):
-            return False
+            return 0
         except OSError:
-            pass  # the worker is gone: its death is heard of
-        return True
+            return len(packet)  # the worker is gone: its death is heard of
 
     def take_back(self) -> set[int]:
         """Read what the worker has not read, which reads on meanwhile; the numbers of these runs."""
         numbers = set()
         with contextlib.suppress(OSError):
             # Never waiting by its own: the worker's end would not wait any more either.
-            while packet := self._taken.recv(wire.PACKET, socket.MSG_DONTWAIT):
+            while self._apart and (packet := self._taken.recv(wire.PACKET, socket.MSG_DONTWAIT)):
                 numbers.add(wire.unpack_run(packet).number)
         return numbers
 
@@ -386,7 +388,8 @@ class _Worker:
         self.pid = pid
         self.runs = _Runs(filled, taken)
         self.ready = False
-        """Whether it lives, and its initializer, if any, has run."""
+        """Whether it has said that it is there, and its initializer, if any, has run."""
+        self.dead = False
         self.tasks = 0
         self.said: Error | None = None
         """What is to be said when it is dead."""
@@ -437,6 +440,8 @@ class Sandbox:
         self._retiring = False
         self._prompt = False
         """Whether its runs are done so soon that others may be sent meanwhile."""
+        self._recalling = False
+        """Whether nothing goes ahead, since what did is being taken back."""
         self._ready = False
         self._closed = False
         self._start_deaths = 0
@@ -647,7 +652,9 @@ class Sandbox:
 
     def _next(self) -> None:
         worker = self._worker
-        if self._closed or self._retiring or self._signals or worker is None or not worker.ready:
+        if self._closed or self._retiring or self._signals:
+            return
+        if worker is None or not worker.ready or worker.dead:
             return
         if self._action is not None:
             self._send_ahead(worker)
@@ -656,7 +663,6 @@ class Sandbox:
             self._listener.ready(self)
             return
         run = self._queue.popleft()
-        self._start_deaths = 0
         if not (worker.tasks and isinstance(run.work, PickledCall)):
             # What was written between two cells belongs to none.
             self._drain(None)
@@ -680,9 +686,12 @@ class Sandbox:
 
     def _send_ahead(self, worker: _Worker) -> None:
         """What waits behind a run that will be done at once need not wait for us as well."""
+        assert self._action is not None
         while (
             self._queue
             and self._prompt
+            # A script's process runs nothing else.
+            and isinstance(self._action.run.work, PickledCall)
             and isinstance(self._queue[0].work, PickledCall)
             and worker.runs.send_ahead(self._work(self._queue[0]))
         ):
@@ -700,8 +709,13 @@ class Sandbox:
 
     def _recall(self) -> None:
         """Take back what the worker has not begun; what it has begun is known afterwards."""
+        worker = self._worker
         self._prompt = False
+        self._recalling = True
         self._take_back()
+        self._recalling = False
+        if self._ahead and worker is not None and not (worker.dead or worker.signalled):
+            self._break(worker, "it took a run before it said how the last one ended")
         # What waits for a session can run nowhere else.
         if self._action is not None and self._queue and self._state != "session":
             waiting, self._queue = self._queue, deque()
@@ -709,18 +723,25 @@ class Sandbox:
 
     def _take_back(self) -> None:
         worker = self._worker
-        if worker is None or not self._ahead:
+        if worker is None:
+            return
+        # What one did not begin that died by itself can begin in another, but without a
+        # session's state.
+        dead = worker.dead and not worker.signalled and self._state != "session"
+        if not self._ahead and not dead:
             return
         taken = worker.runs.take_back()
         back = [run for run in self._ahead if run.action in taken]
         self._ahead = deque(run for run in self._ahead if run.action not in taken)
         if self._action is not None and self._action.number in taken:
             # It had not even read what it is to run now.
-            if self._ahead:
-                # But read the next, when this one had just been taken back.
+            if self._ahead or dead:
+                # But read the next, when this one had just been taken back; or never will.
                 back.insert(0, self._action.run)
                 self._cancel_timer()
-                self._begin(worker, self._ahead.popleft())
+                self._action = None
+                if self._ahead:
+                    self._begin(worker, self._ahead.popleft())
             else:
                 worker.runs.send(self._work(self._action.run))
         self._queue.extendleft(reversed(back))
@@ -845,22 +866,24 @@ class Sandbox:
             return
         if not worker.ready:
             self._close_worker(worker, message)
+        worker.dead = True
         self._recall()
         # Its last words may still be in the socket, and may be a result.
         worker.channel.read_on(lambda: True)
-        if self._action is not None and self._worker is worker:
+        # It died in one; of more than one it took what was not its turn.
+        while self._action is not None and self._worker is worker:
             said = worker.said or death(message.status)
             used = End(0.0, message.cpu_seconds, message.peak_memory)
-            done = wire.Done(self._action.number, said, used, True)
-            self._finish(done, worker_lives=False)
-        elif not self._retiring:
-            if self._state == "session" and worker.tasks:
-                self._listener.state_lost(self, death(message.status).message)
-            self._start_deaths += 1
-            if self._start_deaths >= _START_DEATHS:
-                self._lost(f"its workers die at once: {death(message.status).message}")
-            else:
-                self._retire(worker)
+            self._finish(wire.Done(self._action.number, said, used, True))
+        if self._worker is not worker or self._closed:
+            return
+        if self._state == "session" and worker.tasks:
+            self._listener.state_lost(self, death(message.status).message)
+        self._start_deaths += 1
+        if self._start_deaths >= _START_DEATHS:
+            self._lost(f"its workers die at once: {death(message.status).message}")
+        else:
+            self._retire(worker)
 
     def _close_worker(self, worker: _Worker, message: wire.Died) -> None:
         """A worker that ran nothing of anybody's is gone."""
@@ -870,10 +893,11 @@ class Sandbox:
             written = isolation.take_initializer_output(self._directory, worker.pid)
             self._listener.broken(f"the initializer failed: {how}", "", written)
 
-    def _finish(self, done: wire.Done, worker_lives: bool = True) -> None:
+    def _finish(self, done: wire.Done) -> None:
         worker, action = self._worker, self._action
         assert worker is not None
         assert action is not None
+        self._start_deaths = 0
         self._cancel_timer()
         if done.unread:
             self._drain(action)
@@ -883,13 +907,16 @@ class Sandbox:
         # A script has ended as a process does: its threads and exit handlers are through.
         script = isinstance(action.run.work, Cells) and action.run.work.argv is not None
         spoiled = worker.signalled and not session
-        renewed = script or spoiled or self._is_last(worker) or not worker_lives
+        # What a dead one has begun besides is said first to have ended.
+        dead = worker.dead and not self._ahead
+        renewed = script or spoiled or self._is_last(worker) or dead
         self._prompt = not renewed and self._is_prompt(action, done)
         if renewed and not self._closed:
             if session:
                 self._listener.state_lost(self, "the session's process had to be replaced")
+            self._take_back()
             self._retire(worker)
-        elif worker_lives:
+        else:
             worker.signalled = False
             if done.unread:
                 worker.channel.send_byte()
@@ -902,6 +929,7 @@ class Sandbox:
         """Whether others like it may be sent to the worker before they are its turn."""
         return (
             posix.KEEPS_PACKETS
+            and not self._recalling
             and self._state == "reuse"
             and self._most_tasks is None
             and isinstance(action.run.work, PickledCall)

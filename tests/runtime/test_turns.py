@@ -1,0 +1,656 @@
+"""Which run a worker is at, whatever it does between two words of the supervisor's.
+
+The real supervisor and session; their inits and workers are played by the test, which
+decides what has happened before the supervisor looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import os
+import random
+import signal
+import socket
+import termios
+
+import pytest
+
+from mentis_pool.observations import End, Error, Result, Start, Stream
+from mentis_pool.pool_stream import (
+    Begin,
+    Cancel,
+    Cells,
+    Open,
+    PickledCall,
+    Run,
+    Said,
+    events,
+)
+from mentis_pool.pool_stream import Signal as Strike
+from mentis_pool.runtime import posix, supervisor, wire
+from mentis_pool.runtime.server import Session
+
+LANE = 1
+SEEDS = 40
+LONG = b"x" * (3 * wire.PACKET)
+
+pytestmark = pytest.mark.skipif(not posix.KEEPS_PACKETS, reason="nothing is sent ahead here")
+
+
+@dataclasses.dataclass
+class Worker:
+    """A worker that the test plays."""
+
+    pid: int
+    sock: socket.socket
+    runs: socket.socket
+    has: int | None = None
+    """The run that it is at."""
+    part: bytes = b""
+    held_up: bool = False
+    """Whether it waits for its output to be read."""
+    dead: bool = False
+
+    def take(self):
+        """Begin the next run, if there is one; its number."""
+        try:
+            packet = self.runs.recv(wire.PACKET, socket.MSG_DONTWAIT)
+        except OSError:
+            return None
+        if not packet:
+            return None
+        self.part += packet
+        if len(self.part) - 4 < int.from_bytes(self.part[:4], "big"):
+            return self.take()
+        self.has, self.part = wire.unpack_run(self.part).number, b""
+        return self.has
+
+    def say_done(self, unread=False):
+        self.held_up = unread
+        told = Result(pickled=b"%d" % self.has)
+        self.sock.send(wire.pack(wire.Done(self.has, told, End(0.0), unread)))
+        self.has = None
+
+
+class Init:
+    """An init that the test plays, with its workers."""
+
+    def __init__(self, fds, pids):
+        sock, self.out, self.err = (os.dup(fd) for fd in fds)
+        self.sock = socket.socket(fileno=sock)
+        self.sock.setblocking(False)
+        self._asked = wire.Unpacker(wire.ToInit)
+        self._pids = pids
+        self.workers = {}
+        self.signals = []
+        """What is to be done to workers, when the time has come."""
+
+    def say(self, message, *sockets):
+        socket.send_fds(self.sock, [wire.pack(message)], [each.fileno() for each in sockets])
+
+    def obey(self):
+        """Do what the supervisor asks for but signals, which may come later."""
+        try:
+            asked = self._asked.feed(self.sock.recv(65536))
+        except BlockingIOError:
+            return
+        for each in asked:
+            if isinstance(each, wire.Fork):
+                ours, theirs = socket.socketpair()
+                filled, taken = posix.packets()
+                worker = Worker(
+                    next(self._pids), theirs, socket.socket(fileno=os.dup(taken.fileno()))
+                )
+                self.workers[worker.pid] = worker
+                with ours, filled, taken:
+                    self.say(wire.Forked(worker.pid), ours, filled, taken)
+                theirs.send(wire.pack(wire.Idle()))
+            elif isinstance(each, wire.Signal):
+                self.signals.append(each)
+            else:
+                self.end(self.workers[each.pid])
+                self.say(wire.Retired(each.pid))
+
+    def end(self, worker):
+        worker.dead = True
+        for each in (worker.sock, worker.runs):
+            each.close()
+
+    def die(self, worker, status=signal.SIGKILL):
+        """Have a worker be gone, and the supervisor told of that first."""
+        self.say(wire.Died(worker.pid, status, 0.0, 0))
+        self.end(worker)
+
+    def send_signals(self):
+        """Have those sent that were asked for; one that is not fatal does nothing."""
+        signals, self.signals = self.signals, []
+        for each in signals:
+            worker = self.workers[each.pid]
+            if each.signal == signal.SIGKILL and not worker.dead:
+                self.die(worker)
+            self.say(wire.Signalled(each.pid))
+
+
+class Stage:
+    """A session whose supervisor has sandboxes that the test plays, and what it tells its client."""
+
+    def __init__(self, directory, most=1):
+        self.directory = str(directory)
+        self.inits = []
+        self.said = collections.defaultdict(list)
+        self._pids = iter(range(1000, 10**9))
+        self._events = events()
+        self.sandboxes = []
+        self.session = Session(self, self)
+        self.session.obey(Begin(most))
+        self.session.obey(Open(LANE, "reuse"))
+
+    # as a Supervisor
+
+    def open(self, number, opened, listener):
+        self.sandboxes.append(supervisor.Sandbox(self, number, opened, listener))
+        return self.sandboxes[-1]
+
+    def fork_init(self, _, fds):
+        self.inits.append(Init(fds, self._pids))
+
+    def kill_init(self, _):
+        raise AssertionError("it was given up")
+
+    def discard(self, *_):
+        pass
+
+    # as a Link
+
+    def takes_more(self):
+        return True
+
+    def send_frame(self, frame):
+        for event in self._events.messages(frame):
+            if isinstance(event, Said):
+                self.said[event.action].append(event.observation)
+
+    # for the test
+
+    def run(self, *actions, work=None, **options):
+        for action in actions:
+            its = work or PickledCall(b"x")
+            self.session.obey(Run(action, LANE, its, number=action, **options))
+
+    def begun(self, action):
+        return any(isinstance(each, Start) for each in self.said[action])
+
+    def outcome(self, action):
+        """The number in its result, its error, or None where it has not ended."""
+        found = [each for each in self.said[action] if isinstance(each, (Result, Error))]
+        ends = [each for each in self.said[action] if isinstance(each, End)]
+        assert len(found) == len(ends) <= 1
+        if not found:
+            return None
+        return int(found[0].pickled) if isinstance(found[0], Result) else found[0].kind
+
+    async def go_on(self):
+        """Let everything be heard that has been said."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+            for init in self.inits:
+                init.obey()
+        self.session.send()
+
+    async def first(self):
+        """The init, and its worker that has run a call, number 0, at once."""
+        self.run(0)
+        await self.go_on()
+        init = self.inits[0]
+        (worker,) = init.workers.values()
+        assert worker.take() == 0
+        worker.say_done()
+        await self.go_on()
+        assert self.outcome(0) == 0
+        return init, worker
+
+    def second(self):
+        """The worker that took the place of that one."""
+        return list(self.inits[0].workers.values())[-1]
+
+    def close(self):
+        self.session.end()
+        for init in self.inits:
+            for worker in init.workers.values():
+                init.end(worker)
+            init.sock.close()
+            os.close(init.out)
+            os.close(init.err)
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """Runs a test's coroutine with a stage; nothing but what it plays takes longer than it should."""
+    monkeypatch.setattr(supervisor, "PROMPT", 1000.0)
+
+    def run(script, *, most=1):
+        async def within():
+            stage = Stage(tmp_path, most)
+            try:
+                await script(stage)
+            finally:
+                stage.close()
+
+        asyncio.run(within())
+
+    return run
+
+
+def hasten(stage):
+    """Time passes, and its first run is at work still."""
+    stage.sandboxes[0]._hasten(stage.sandboxes[0]._action)
+
+
+# ── what goes ahead ─────────────────────────────────────────────────────────
+
+
+def test_calls_go_ahead_of_their_turn_and_begin_when_the_one_before_has_ended(play):
+    async def script(stage):
+        _, worker = await stage.first()
+        stage.run(1, 2, 3)
+        await stage.go_on()
+        assert [stage.begun(i) for i in (1, 2, 3)] == [True, False, False]
+        for action in (1, 2, 3):
+            assert worker.take() == action
+            worker.say_done()
+        await stage.go_on()
+        assert [stage.outcome(i) for i in (1, 2, 3)] == [1, 2, 3]
+
+    play(script)
+
+
+@pytest.mark.parametrize(
+    "work", [Cells([b"1"]), Cells([b"1"], argv=[b"s.py"]), PickledCall(LONG)], ids=str
+)
+def test_nothing_goes_ahead_of_or_behind_what_is_no_small_call(play, work):
+    async def script(stage):
+        _, worker = await stage.first()
+        stage.run(1, work=work)
+        stage.run(2, 3)
+        await stage.go_on()
+        assert worker.take() == 1
+        assert worker.take() is None
+        stage.run(4, work=work)
+        worker.say_done()
+        for action in (2, 3, 4):
+            await stage.go_on()
+            worker = stage.second()
+            assert worker.take() == action
+            worker.say_done()
+        await stage.go_on()
+        assert [stage.outcome(i) for i in range(5)] == [*range(5)]
+
+    play(script)
+
+
+# ── what is taken back ──────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("how", ["signal", "cancel", "time"])
+def test_what_was_taken_back_goes_nowhere_that_is_about_to_be_signalled(play, how):
+    """It is taken back while the worker goes on by itself, which makes it look prompt again."""
+
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1, 2, 3, 4, timeout=1000.0)
+        await stage.go_on()
+        worker.take()
+        worker.say_done()
+        assert worker.take() == 2
+        stage.run(5)
+        if how == "time":
+            hasten(stage)
+            stage.sandboxes[0]._time_out("timeout")
+        else:
+            stage.session.obey(Strike(2, signal.SIGINT) if how == "signal" else Cancel(2))
+        await stage.go_on()
+        assert worker.take() is None
+        assert init.signals[0].pid == worker.pid
+        worker.has = 2
+        worker.say_done()
+        init.send_signals()
+        for action in (3, 4, 5):
+            await stage.go_on()
+            worker = stage.second()
+            assert worker.take() == action
+            worker.say_done()
+        await stage.go_on()
+        assert [stage.outcome(i) for i in (1, 3, 4, 5)] == [1, 3, 4, 5]
+
+    play(script)
+
+
+def test_a_worker_may_take_the_next_while_the_first_is_taken_back(play):
+    async def script(stage):
+        _, worker = await stage.first()
+        stage.run(1, 2, 3)
+        await stage.go_on()
+        runs = stage.sandboxes[0]._worker.runs
+        taken = runs._taken
+
+        class Raced:
+            calls = 0
+
+            def recv(self, *arguments):
+                self.calls += 1
+                if self.calls == 2:
+                    assert worker.take() == 2
+                return taken.recv(*arguments)
+
+        runs._taken = Raced()
+        hasten(stage)
+        runs._taken = taken
+        await stage.go_on()
+        assert stage.begun(2)
+        worker.say_done()
+        for action in (1, 3):
+            await stage.go_on()
+            assert worker.take() == action
+            worker.say_done()
+        await stage.go_on()
+        assert [stage.outcome(i) for i in (1, 2, 3)] == [1, 2, 3]
+
+    play(script)
+
+
+def test_what_is_to_run_now_goes_to_its_worker_again(play):
+    async def script(stage):
+        _, worker = await stage.first()
+        stage.run(1, 2)
+        await stage.go_on()
+        hasten(stage)
+        assert worker.take() == 1
+        assert worker.take() is None
+        worker.say_done()
+        await stage.go_on()
+        assert worker.take() == 2
+
+    play(script)
+
+
+# ── deaths ──────────────────────────────────────────────────────────────────
+
+
+def test_a_worker_that_dies_when_it_is_done_costs_no_other_run(play):
+    """Whether its last word or its death is heard first."""
+
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1, 2, 3)
+        await stage.go_on()
+        hasten(stage)
+        assert worker.take() == 1
+        worker.say_done()
+        init.die(worker)
+        for action in (2, 3):
+            await stage.go_on()
+            assert stage.second() is not worker
+            assert stage.second().take() == action
+            stage.second().say_done()
+        await stage.go_on()
+        assert [stage.outcome(i) for i in (1, 2, 3)] == [1, 2, 3]
+
+    play(script)
+
+
+@pytest.mark.parametrize("ended", [1, 2, 3])
+def test_of_runs_ahead_a_death_costs_the_one_that_has_begun(play, ended):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(*range(1, 6))
+        await stage.go_on()
+        for action in range(1, ended + 1):
+            assert worker.take() == action
+            worker.say_done()
+        assert worker.take() == ended + 1
+        init.die(worker)
+        for action in range(ended + 2, 6):
+            await stage.go_on()
+            assert stage.second().take() == action
+            stage.second().say_done()
+        await stage.go_on()
+        expected = [i if i != ended + 1 else "died" for i in range(6)]
+        assert [stage.outcome(i) for i in range(6)] == expected
+
+    play(script)
+
+
+def test_what_is_not_wanted_any_more_is_not_run_by_another_process_where_its_own_did_not_begin(
+    play,
+):
+    async def script(stage):
+        init, _ = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        stage.session.obey(Cancel(1))
+        await stage.go_on()
+        init.send_signals()
+        await stage.go_on()
+        assert stage.outcome(1) == "cancelled"
+        assert stage.second().take() is None
+
+    play(script)
+
+
+def test_processes_that_die_before_they_begin_anything_are_a_failure_in_the_end(play):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        for _ in range(supervisor._START_DEATHS):
+            assert (stage.outcome(1), len(stage.inits)) == (None, 1)
+            init.die(stage.second())
+            await stage.go_on()
+        assert len(stage.inits) == 2, "that sandbox was given up"
+        (worker,) = stage.inits[1].workers.values()
+        assert worker.take() == 1
+
+    play(script)
+
+
+def test_a_process_that_was_found_to_lie_costs_nothing_that_it_has_not_taken(play):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1, 2, 3)
+        await stage.go_on()
+        assert worker.take() == 1
+        worker.has = 7
+        worker.say_done()
+        await stage.go_on()
+        assert [each.signal for each in init.signals] == [signal.SIGKILL]
+        # It is quicker than its end.
+        worker.has = 1
+        worker.say_done()
+        await stage.go_on()
+        init.send_signals()
+        for action in (2, 3):
+            await stage.go_on()
+            assert stage.second().take() == action
+            stage.second().say_done()
+        await stage.go_on()
+        assert [stage.outcome(i) for i in (2, 3)] == [2, 3]
+
+    play(script)
+
+
+@pytest.mark.parametrize("then", ["dies", "is done", "stays"])
+def test_what_was_taken_out_of_turn_is_ended_with_who_took_it(play, then):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1, 2, 3, 4)
+        await stage.go_on()
+        assert [worker.take() for _ in range(3)] == [1, 2, 3]
+        if then == "dies":
+            init.die(worker)
+        elif then == "is done":
+            hasten(stage)
+            worker.has = 1
+            worker.say_done()
+            await stage.go_on()
+        else:
+            hasten(stage)
+        await stage.go_on()
+        init.send_signals()
+        await stage.go_on()
+        assert all(stage.outcome(i) in (i, "died", "protocol") for i in (1, 2, 3))
+        assert all(stage.outcome(i) != i for i in (2, 3))
+        assert stage.second().take() == 4
+
+    play(script)
+
+
+# ── whatever happens ────────────────────────────────────────────────────────
+
+
+class Walk:
+    """What any workers, signals and client could do one after the other, and what must hold."""
+
+    def __init__(self, stage, dice):
+        self.stage, self.dice = stage, dice
+        self.added = 0
+        self.took = {}  # action -> the worker that took it
+        self.gave = set()
+        self.unwanted = set()
+        self.struck = set()
+        self.long = set()  # those that cannot be taken back
+
+    def workers(self):
+        return [
+            (init, worker)
+            for init in self.stage.inits
+            for worker in init.workers.values()
+            if not worker.dead
+        ]
+
+    async def step(self):
+        what = self.dice.choice(STEPS)
+        if what == "look":
+            await asyncio.sleep(0)
+            for init in self.stage.inits:
+                if self.dice.random() < 0.7:
+                    init.obey()
+                if self.dice.random() < 0.5:
+                    init.send_signals()
+        elif what == "add":
+            for _ in range(self.dice.randint(1, 6)):
+                work = self.dice.choice(WORKS)
+                self.stage.run(self.added, work=work)
+                if work == PickledCall(LONG):
+                    self.long.add(self.added)
+                self.added += 1
+        elif what == "cancel" and self.took:
+            action = self.dice.choice([*self.took, self.added - 1])
+            self.unwanted.add(action)
+            self.stage.session.obey(Cancel(action))
+        elif what == "strike" and self.took:
+            action = self.dice.choice([*self.took])
+            self.struck.add(action)
+            number = self.dice.choice([signal.SIGINT, signal.SIGKILL])
+            self.stage.session.obey(Strike(action, number))
+        elif what == "hasten":
+            for sandbox in self.stage.sandboxes:
+                if not sandbox._closed:
+                    sandbox._hasten(sandbox._action)
+        elif self.workers():
+            self.a_worker_goes_on(what, *self.dice.choice(self.workers()))
+
+    def a_worker_goes_on(self, what, init, worker):
+        if what == "die":
+            init.die(worker)
+        elif what == "write" and worker.has is not None:
+            os.write(init.out, b"%d\n" % worker.has)
+        elif what == "work" and worker.has is not None:
+            self.gave.add(worker.has)
+            worker.say_done(unread=self.has_output(init))
+        elif what == "work":
+            self.take(worker)
+
+    def has_output(self, init):
+        count = bytearray(4)
+        fcntl.ioctl(init.out, termios.FIONREAD, count)
+        return any(count)
+
+    def take(self, worker):
+        if worker.held_up:
+            try:
+                worker.held_up = not worker.sock.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+        action = worker.take()
+        if action is not None:
+            assert action not in self.took, "it runs twice"
+            self.took[action] = worker
+
+    async def end(self):
+        """Let all come to its end."""
+        for _ in range(400):
+            await self.stage.go_on()
+            for init in self.stage.inits:
+                init.send_signals()
+            for init, worker in self.workers():
+                self.a_worker_goes_on("work", init, worker)
+        said = self.stage.said
+        for action in range(self.added):
+            outcome = self.stage.outcome(action)
+            assert outcome is not None, f"nothing was heard of {action}"
+            output = b"".join(each.data for each in said[action] if isinstance(each, Stream))
+            assert set(output.split()) <= {b"%d" % action}, "that is another's"
+            if outcome == action:
+                assert action in self.gave
+            elif outcome == "cancelled":
+                assert action in self.unwanted
+            else:
+                assert outcome == "died"
+                assert action not in self.gave or action in self.unwanted | self.struck
+                assert action in self.took or action in self.struck | self.long, "it had not begun"
+
+
+STEPS = [*["add"] * 3, *["work"] * 9, *["look"] * 4, "write", "cancel", "strike", "die", "hasten"]
+WORKS = [PickledCall(b"x")] * 12 + [PickledCall(LONG), Cells([b"1"]), Cells([b"1"], argv=[b"s.py"])]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_happens_each_run_begins_once_at_most_and_has_an_outcome_of_its_own(
+    play, most, seed
+):
+    async def script(stage):
+        walk = Walk(stage, random.Random(seed))
+        for _ in range(250):
+            await walk.step()
+        await walk.end()
+
+    play(script, most=most)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
+@pytest.mark.parametrize("size", [10, wire.PACKET, 2_000_000])
+def test_a_run_arrives_whole_whatever_its_worker_reads_it_from(kind, size):
+    async def script():
+        filled, taken = socket.socketpair(socket.AF_UNIX, kind)
+        if kind == socket.SOCK_STREAM:
+            # As little as macOS gives.
+            filled.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        runs = supervisor._Runs(filled, taken)
+        worker = wire.Unpacker(wire.RunWork)
+        run = wire.RunWork(1, PickledCall(os.urandom(size)), None)
+        for _ in range(3):
+            runs.send(run)
+            heard = []
+            while not heard:
+                await asyncio.sleep(0)
+                with contextlib.suppress(BlockingIOError):
+                    heard = worker.feed(taken.recv(wire.PACKET, socket.MSG_DONTWAIT))
+            assert heard == [run]
+        runs.close()
+
+    asyncio.run(asyncio.wait_for(script(), 20))
