@@ -145,7 +145,9 @@ class Stage:
         self._pids = iter(range(1000, 10**9))
         self._events = events()
         self.sandboxes = []
-        self.session = Session(self, self)
+        self.ready = asyncio.Event()
+        self.session = Session(self)
+        self.session.attach(self, 0)
         self.session.obey(Begin(most))
         self.session.obey(Open(LANE, "reuse"))
 
