@@ -141,7 +141,9 @@ class Zygote:
         plan: Plan = {"level": self._level, "network": network, "shown": shown}
         self._errors = tempfile.TemporaryFile()
         self.socket, theirs = socket.socketpair()
-        fds = (theirs.fileno(), sys.stderr.fileno())
+        # Not 2 itself, which is another file there at first.
+        log = os.dup(sys.stderr.fileno())
+        fds = (theirs.fileno(), log)
         words = [self._sys_path, *fds, plan, self._preload]
         with theirs:
             try:
@@ -163,6 +165,7 @@ class Zygote:
                 self.socket.close()
                 raise bubblewrap.NoWall(f"it cannot be started: {exc}") from exc
             finally:
+                os.close(log)
                 if its:
                     its.close()
 
