@@ -71,9 +71,11 @@ def report(level: str, network: str) -> list[Wall]:
     """Each wall at this level of isolation.
 
     Args:
-        level: one of `LEVELS`.
+        level: one of `LEVELS`; or what nothing is known of.
         network: "none", or "host", which was asked for.
     """
+    if level not in LEVELS:
+        return [Wall("all", False, "nothing is known of how this runtime isolates sandboxes")]
     at = LEVELS.index(level)
     walls = [Wall(name, *said[at]) for name, said in _WALLS.items()]
     said = _NETWORK[at] if network == "none" else (False, "network='host' was asked for")

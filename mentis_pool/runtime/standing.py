@@ -75,6 +75,7 @@ class Zygote:
         self._asked = asked
         self._levels = list(walls.LEVELS) if asked.level == "auto" else [asked.level]
         self._reasons: list[str] = []
+        self._stands: Standing | None = None
         self._start_next()
 
     def stand(self) -> Standing:
@@ -83,7 +84,7 @@ class Zygote:
         Raises:
             NoIsolation: none is left.
         """
-        while True:
+        while self._stands is None:
             self.socket.settimeout(_STANDS_WITHIN)
             try:
                 stands = self.socket.recv(1)
@@ -91,13 +92,15 @@ class Zygote:
                 stands = b""
             if stands:
                 self.socket.settimeout(None)
-                return Standing(self._level, self._asked.network, self._reasons)
+                self._stands = Standing(self._level, self._asked.network, self._reasons)
+                break
             self.close()
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").strip().splitlines()
             said = lines[-1] if lines else f"it ended with {self._process.returncode}"
             self._reasons.append(f"{self._level}: {said}")
             self._start_next()
+        return self._stands
 
     def close(self) -> None:
         """End it."""
