@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -154,7 +155,8 @@ def _file(text: str) -> int:
 def step_down(shown: Sequence[str], user: int = NOBODY) -> None:
     """As root, in the process that will be bubblewrap: lay out what is to be shown, and be another user.
 
-    Nobody else sees the stage: it is in mounts of this process's own.
+    Nobody else sees the stage: it is in mounts of this process's own. What only root may read is
+    there to be read by that user as well, where the file system can show it so.
 
     Raises:
         OSError: this root may not mount, or not become another user.
@@ -163,11 +165,42 @@ def step_down(shown: Sequence[str], user: int = NOBODY) -> None:
     kernel.mount("none", "/", None, kernel.RECURSIVE | kernel.PRIVATE)
     opened = [(os.open(path, os.O_PATH), path) for path in shown]
     kernel.mount("tmpfs", STAGE, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=755")
+    users = _swapped(user)
     for fd, path in opened:
         # Bubblewrap's own program may lie in a directory that is there already.
         if not os.path.lexists(STAGE + path):
-            kernel.mount_at(fd, STAGE + path)
+            try:
+                kernel.mount_mapped_at(fd, STAGE + path, users)
+            except OSError:
+                kernel.mount_at(fd, STAGE + path)
         os.close(fd)
+    os.close(users)
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
+
+
+def _swapped(user: int) -> int:
+    """A user namespace in which root and this user have changed places, as a descriptor."""
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kernel.unshare(kernel.NEW_USER)
+            os.write(told, b"1")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(told)
+    try:
+        os.read(ready, 1)
+        last = (1 << 32) - 2
+        ranges = ((0, user, 1), (1, 1, user - 1), (user, 0, 1), (user + 1, user + 1, last - user))
+        for name in ("uid_map", "gid_map"):
+            with open(f"/proc/{pid}/{name}", "w") as file:
+                file.write("".join(f"{a} {b} {count}\n" for a, b, count in ranges))
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
