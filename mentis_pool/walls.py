@@ -36,7 +36,10 @@ _WALLS: dict[str, tuple[_Said, _Said, _Said]] = {
     ),
     "other processes": (
         (True, "a pid namespace for each sandbox"),
-        (True, "no signals, no tracing; that they run can be seen"),
+        (
+            True,
+            "no signals, no tracing, nothing of theirs can be read; that they run can be found out",
+        ),
         (False, "a cell may signal and trace what your user can"),
     ),
     "other sandboxes": (

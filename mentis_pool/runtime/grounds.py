@@ -80,6 +80,8 @@ class _Locked(Ground):
     def give_up(self) -> None:
         writable = [*filter(None, [self._directory]), "/proc/self", *_DEVICES]
         landlock.restrict([*self._plan["shown"], *_SEEN], writable, self._plan["network"])
+        kernel.drop_capabilities()
+        kernel.set_dumpable(True)
         kernel.filter_calls(self._program)
 
 
