@@ -577,7 +577,8 @@ def _run(parsed: argparse.Namespace, out: IO[str] | None) -> int:
         timeout=parsed.timeout,
         isolation=parsed.isolation,
         network=parsed.network,
-        expose=parsed.expose,
+        # A script imports its neighbours, and opens what lies beside it.
+        expose=[*parsed.expose, *{os.path.dirname(os.path.abspath(path)) for path in parsed.files}],
     )
     with contextlib.nullcontext() if out is None else out, _Bar(total) as bar:
         for name, outcome in _Reader(executor, source, bar.advance):

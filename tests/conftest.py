@@ -153,10 +153,14 @@ def processes():
             try:
                 its = os.readlink(f"{path}/cwd").startswith(directory)
                 with open(f"{path}/environ", "rb") as file:
-                    its |= f"LD_LIBRARY_PATH={directory}".encode() in file.read().split(b"\0")
+                    environment = file.read().split(b"\0")
             except OSError:
                 continue
-            if its and int(path[6:]) != os.getpid():
+            # A client has both.
+            its |= f"LD_LIBRARY_PATH={directory}".encode() in environment and (
+                f"TMPDIR={directory}".encode() not in environment
+            )
+            if its:
                 found.append(int(path[6:]))
         return found
 

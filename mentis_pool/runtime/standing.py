@@ -94,9 +94,10 @@ class Zygote:
                 self.socket.settimeout(None)
                 self._stands = Standing(self._level, self._asked.network, self._reasons)
                 break
-            self.close()
+            self._end()
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            self._errors.close()
             said = lines[-1] if lines else f"it ended with {self._process.returncode}"
             self._reasons.append(f"{self._level}: {said}")
             self._start_next()
@@ -104,6 +105,10 @@ class Zygote:
 
     def close(self) -> None:
         """End it."""
+        self._end()
+        self._errors.close()
+
+    def _end(self) -> None:
         self.socket.close()
         try:
             self._process.wait(5)
@@ -166,6 +171,7 @@ class Zygote:
                 )
             except (OSError, subprocess.SubprocessError) as exc:
                 self.socket.close()
+                self._errors.close()
                 raise bubblewrap.NoWall(f"it cannot be started: {exc}") from exc
             finally:
                 os.close(log)
