@@ -161,6 +161,17 @@ Command = Begin | Open | Run | Credit | Close | Cancel | Signal
 # ── events: runtime to client ───────────────────────────────────────────────
 
 
+class Standing(_Message, frozen=True):
+    """The level of isolation at which sandboxes are (see `mentis_pool.walls`), and their network.
+
+    ``reasons``: why not at a stronger one, where that was asked for.
+    """
+
+    level: str = "process"
+    network: str = "host"
+    reasons: list[str] = []
+
+
 class Welcome(_Message, tag=0, frozen=True):
     """First of all: the runtime is ready. ``session`` makes ids unique across runtimes.
 
@@ -171,6 +182,7 @@ class Welcome(_Message, tag=0, frozen=True):
     version: str
     python: str
     key: str = ""
+    standing: Standing = Standing()
 
 
 class Said(_Message, tag=1, frozen=True):

@@ -38,6 +38,7 @@ from mentis_pool.pool_stream import (
     Run,
     Said,
     Signal,
+    Standing,
 )
 from mentis_pool.slot import (
     Delete,
@@ -115,6 +116,10 @@ class V1Connection:
     def rejoin(self, ending: threading.Event) -> None:
         """Each sandbox has a stream of its own, and sees to that itself."""
         raise RuntimeUnavailable("the runtime is lost")
+
+    def standing(self) -> Standing:
+        """An original runtime does not say."""
+        return Standing("unknown")
 
     def names(self, action: int, sandbox: int) -> tuple[str, str]:
         """What the runtime calls them."""

@@ -119,6 +119,8 @@ def own_temp(tmp_path, monkeypatch):
     base = tempfile.mkdtemp(prefix="mp-", dir="/tmp")
     monkeypatch.setenv("TMPDIR", base)
     monkeypatch.setattr(tempfile, "tempdir", None)
+    # All processes of a runtime have this, and can be told by it.
+    monkeypatch.setenv("LD_LIBRARY_PATH", base)
     yield base
     left = os.listdir(base)
     for path in left:
@@ -143,16 +145,23 @@ def eventually():
 
 @pytest.fixture
 def processes():
-    """Pids of all processes whose working directory is in this one: a runtime and all below it."""
+    """Pids of all processes of the runtimes of this directory (`own_temp`), those behind walls too."""
 
     def find(directory):
         found = []
-        for path in glob.glob("/proc/[0-9]*/cwd"):
+        for path in glob.glob("/proc/[0-9]*"):
             try:
-                if os.readlink(path).startswith(directory):
-                    found.append(int(path.split("/")[2]))
+                its = os.readlink(f"{path}/cwd").startswith(directory)
+                with open(f"{path}/environ", "rb") as file:
+                    environment = file.read().split(b"\0")
             except OSError:
                 continue
+            # A client has both.
+            its |= f"LD_LIBRARY_PATH={directory}".encode() in environment and (
+                f"TMPDIR={directory}".encode() not in environment
+            )
+            if its:
+                found.append(int(path[6:]))
         return found
 
     return find

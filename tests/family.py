@@ -9,19 +9,27 @@ import time
 
 import psutil
 
-NAMED = "import os, time\nprint(os.getpid(), flush=True)\n"
+NAMED = (
+    "import os, time\n"
+    "print(os.getpid(), os.path.exists('/proc/self/ns/pid') "
+    "and os.stat('/proc/self/ns/pid').st_ino, flush=True)\n"
+)
 """The beginning of a cell whose worker is to be found."""
 SLEEP = NAMED + "time.sleep(60)"
 
 
+def named():
+    exec(NAMED, {})
+
+
 def asleep(seconds=60):
-    print(os.getpid(), flush=True)
+    named()
     time.sleep(seconds)
 
 
 def large(size=100 << 20):
     """More than fits into all buffers on its way."""
-    print(os.getpid(), flush=True)
+    named()
     return bytes(size)
 
 
@@ -31,6 +39,10 @@ def runtime_of(executor):
 
 def zygote_of(executor):
     [zygote] = runtime_of(executor).children()
+    if executor._engine.standing().level == "bubblewrap":
+        # Bubblewrap, the first process behind the wall, and the zygote, once it is there.
+        [first] = zygote.children()
+        [zygote] = first.children()
     return zygote
 
 
@@ -40,7 +52,24 @@ def worker_of(future, seconds=10.0):
     while not future.stdout.endswith("\n"):
         assert time.monotonic() < deadline, future
         time.sleep(0.005)
-    return psutil.Process(int(future.stdout.split()[0]))
+    pid, namespace = map(int, future.stdout.split()[:2])
+    return psutil.Process(seen_from_here(pid, namespace))
+
+
+def seen_from_here(pid, namespace):
+    """The number of a process of another pid namespace, which this inode is of."""
+    if not namespace:
+        return pid
+    for each in psutil.pids():
+        try:
+            if os.stat(f"/proc/{each}/ns/pid").st_ino == namespace:
+                with open(f"/proc/{each}/status") as file:
+                    numbers = next(line for line in file if line.startswith("NSpid:"))
+                if int(numbers.split()[-1]) == pid:
+                    return each
+        except OSError:
+            continue
+    raise AssertionError(f"there is no process {pid} in the namespace {namespace}")
 
 
 def started(*futures):

@@ -44,6 +44,19 @@ def single():
         yield executor
 
 
+@pytest.fixture(scope="module")
+def marking():
+    """What runs leaves marks on the disk, which the test looks at."""
+    with SandboxExecutor(max_workers=2, isolation="process") as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def marking_single():
+    with SandboxExecutor(max_workers=1, isolation="process") as executor:
+        yield executor
+
+
 @pytest.fixture
 def own(own_temp, processes):
     """One that the test ends."""
@@ -70,12 +83,12 @@ def busy(executor, workers=1):
 
 
 @pytest.mark.parametrize("waiting", [1, 60], ids=["travelling", "queued"])
-def test_what_waits_is_cancelled_and_never_runs(single, tmp_path, waiting):
+def test_what_waits_is_cancelled_and_never_runs(marking_single, tmp_path, waiting):
     mark = tmp_path / "mark"
-    end = busy(single)
-    before = [single.submit(abs, -i) for i in range(waiting - 1)]
-    cell = single.submit(f"open({str(mark)!r}, 'a').close()")
-    call = single.submit(os.mkdir, str(mark) + "-call")
+    end = busy(marking_single)
+    before = [marking_single.submit(abs, -i) for i in range(waiting - 1)]
+    cell = marking_single.submit(f"open({str(mark)!r}, 'a').close()")
+    call = marking_single.submit(os.mkdir, str(mark) + "-call")
     for future in (cell, call):
         assert not future.running()
         assert future.cancel()
@@ -85,21 +98,21 @@ def test_what_waits_is_cancelled_and_never_runs(single, tmp_path, waiting):
             future.result(0)
     end()
     assert [future.result(BOUND) for future in before] == list(range(waiting - 1))
-    assert single.submit("1").result(BOUND).value == 1
+    assert marking_single.submit("1").result(BOUND).value == 1
     assert os.listdir(tmp_path) == []
 
 
-def test_true_means_that_it_is_ended_though_it_may_just_have_begun(executor, tmp_path):
-    executor.submit(abs, executor.submit("1").result(BOUND).value).result(BOUND)
+def test_true_means_that_it_is_ended_though_it_may_just_have_begun(marking, tmp_path):
+    marking.submit(abs, marking.submit("1").result(BOUND).value).result(BOUND)
     cancelled, others = [], []
     for i in range(100):
         mark = tmp_path / str(i)
         if i % 2:
-            future = executor.submit(
+            future = marking.submit(
                 f"import time; time.sleep(0.2); open({str(mark)!r}, 'w').close()"
             )
         else:
-            future = executor.submit(lambda mark: (time.sleep(0.2), open(mark, "w").close()), mark)
+            future = marking.submit(lambda mark: (time.sleep(0.2), open(mark, "w").close()), mark)
         time.sleep(0.0002 * (i % 25))
         if future.cancel():
             cancelled.append(future)
@@ -110,7 +123,7 @@ def test_true_means_that_it_is_ended_though_it_may_just_have_begun(executor, tmp
     assert cancelled
     assert others
     time.sleep(0.5)
-    assert executor.submit("1").result(BOUND).value == 1
+    assert marking.submit("1").result(BOUND).value == 1
     assert os.listdir(tmp_path) == []
     assert all(future.cancelled() for future in cancelled)
 
@@ -294,10 +307,10 @@ def dies_at_first(mark, times=1):
 
 
 @pytest.mark.parametrize("kind", ["cell", "call"])
-def test_what_may_be_run_again_is(executor, tmp_path, caplog, kind):
+def test_what_may_be_run_again_is(marking, tmp_path, caplog, kind):
     caplog.set_level(logging.DEBUG, "mentis_pool")
     mark = str(tmp_path / "mark")
-    view = executor.options(retries=2, idempotent=True)
+    view = marking.options(retries=2, idempotent=True)
     if kind == "call":
         future = view.submit(dies_at_first, mark, 2)
         assert future.result(BOUND) == 3
@@ -313,18 +326,18 @@ def test_what_may_be_run_again_is(executor, tmp_path, caplog, kind):
     assert len(said) == 2
 
 
-def test_it_is_run_again_so_often_and_no_more(executor, tmp_path):
+def test_it_is_run_again_so_often_and_no_more(marking, tmp_path):
     mark = tmp_path / "mark"
-    future = executor.options(retries=2, idempotent=True).submit(dies_at_first, str(mark), 9)
+    future = marking.options(retries=2, idempotent=True).submit(dies_at_first, str(mark), 9)
     error = future.exception(BOUND)
     assert type(error) is SandboxDied
     assert error.result.attempt == 3
     assert mark.read_text() == "xxx"
 
 
-def test_what_has_begun_is_not_run_again_unless_it_may(executor, tmp_path):
+def test_what_has_begun_is_not_run_again_unless_it_may(marking, tmp_path):
     mark = tmp_path / "mark"
-    future = executor.options(retries=5).submit(dies_at_first, str(mark))
+    future = marking.options(retries=5).submit(dies_at_first, str(mark))
     assert type(future.exception(BOUND)) is SandboxDied
     assert mark.read_text() == "x"
 
@@ -337,9 +350,9 @@ def raises_at_first(mark, times=1):
     return os.path.getsize(mark)
 
 
-def test_a_tasks_own_exception_is_not_retried_unless_asked(executor, tmp_path):
+def test_a_tasks_own_exception_is_not_retried_unless_asked(marking, tmp_path):
     mark = tmp_path / "mark"
-    view = executor.options(retries=5, idempotent=True)
+    view = marking.options(retries=5, idempotent=True)
     assert view.submit(raises_at_first, str(mark)).exception(BOUND).args == (1,)
     assert mark.read_text() == "x"
     error = view.submit("1 / 0").exception(BOUND)
@@ -347,7 +360,7 @@ def test_a_tasks_own_exception_is_not_retried_unless_asked(executor, tmp_path):
     assert error.result.attempt == 1
 
 
-def test_a_policy_retries_what_it_names_and_waits_as_it_says(executor, tmp_path, caplog):
+def test_a_policy_retries_what_it_names_and_waits_as_it_says(marking, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, "mentis_pool")
     mark = tmp_path / "mark"
     policy = tenacity.Retrying(
@@ -356,47 +369,47 @@ def test_a_policy_retries_what_it_names_and_waits_as_it_says(executor, tmp_path,
         wait=tenacity.wait_fixed(0.15),
     )
     begun = time.monotonic()
-    future = executor.options(retries=policy).submit(raises_at_first, str(mark), 2)
+    future = marking.options(retries=policy).submit(raises_at_first, str(mark), 2)
     # It counts as running from its first start on, and no slot is kept for it.
     assert future.result(BOUND) == 3
     assert 0.3 <= time.monotonic() - begun < BOUND
     assert len([r for r in caplog.records if "task_retried" in r.getMessage()]) == 2
-    other = executor.options(retries=policy).submit("1 / 0").exception(BOUND)
+    other = marking.options(retries=policy).submit("1 / 0").exception(BOUND)
     assert isinstance(other, ZeroDivisionError)
     assert other.result.attempt == 1
 
 
-def test_a_policy_that_has_enough_leaves_the_last_outcome(executor, tmp_path):
+def test_a_policy_that_has_enough_leaves_the_last_outcome(marking, tmp_path):
     mark = tmp_path / "mark"
     policy = tenacity.Retrying(stop=tenacity.stop_after_attempt(3))
-    future = executor.options(retries=policy).submit(raises_at_first, str(mark), 9)
+    future = marking.options(retries=policy).submit(raises_at_first, str(mark), 9)
     error = future.exception(BOUND)
     assert (type(error), error.args) == (ConnectionError, (3,))
     assert mark.read_text() == "xxx"
 
 
-def test_a_policy_may_retry_deaths_and_results(executor, tmp_path):
+def test_a_policy_may_retry_deaths_and_results(marking, tmp_path):
     policy = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(SandboxDied), stop=tenacity.stop_after_attempt(3)
     )
-    future = executor.options(retries=policy).submit(dies_at_first, str(tmp_path / "a"), 2)
+    future = marking.options(retries=policy).submit(dies_at_first, str(tmp_path / "a"), 2)
     assert future.result(BOUND) == 3
     policy = tenacity.Retrying(
         retry=tenacity.retry_if_result(lambda result: result < 3),
         stop=tenacity.stop_after_attempt(5),
     )
     assert (
-        executor.options(retries=policy)
+        marking.options(retries=policy)
         .submit(raises_at_first, str(tmp_path / "b"), 0)
         .result(BOUND)
         == 3
     )
 
 
-def test_a_task_that_is_run_again_keeps_its_place(single, tmp_path):
-    again = single.options(retries=1, idempotent=True)
+def test_a_task_that_is_run_again_keeps_its_place(marking_single, tmp_path):
+    again = marking_single.options(retries=1, idempotent=True)
     first = again.submit(dies_at_first, str(tmp_path / "mark"))
-    behind = [single.submit(time.sleep, 0.01) for _ in range(40)]
+    behind = [marking_single.submit(time.sleep, 0.01) for _ in range(40)]
     assert first.result(BOUND) == 2
     concurrent.futures.wait(behind, BOUND)
     *_, start = (said.time for said in first.observations() if isinstance(said, Start))
@@ -423,8 +436,8 @@ def test_what_a_policy_is_shown_is_what_the_future_gives(executor, monkeypatch):
     assert len(rebuilt) == 3, "once for each attempt"
 
 
-def test_a_future_that_is_retried_resolves_once(single, tmp_path):
-    view = single.options(retries=1, idempotent=True)
+def test_a_future_that_is_retried_resolves_once(marking_single, tmp_path):
+    view = marking_single.options(retries=1, idempotent=True)
     called = []
     first = view.submit(dies_at_first, str(tmp_path / "mark"))
     first.add_done_callback(lambda future: called.append(future.result()))
@@ -485,10 +498,10 @@ def test_a_deadline_counts_both(single):
     assert error.result.usage.running < 0.4
 
 
-def test_a_deadline_holds_for_all_attempts(executor, tmp_path):
+def test_a_deadline_holds_for_all_attempts(marking, tmp_path):
     policy = tenacity.Retrying(wait=tenacity.wait_fixed(0.1))
     begun = time.monotonic()
-    future = executor.options(retries=policy, deadline=0.5).submit("1 / 0")
+    future = marking.options(retries=policy, deadline=0.5).submit("1 / 0")
     assert future.exception(BOUND) is not None
     assert 0.3 < time.monotonic() - begun < BOUND / 2
 
@@ -565,8 +578,8 @@ def stamp(mark, i):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_tasks_start_in_the_order_of_their_submission(single, executor, tmp_path, workers):
-    chosen = single if workers == 1 else executor
+def test_tasks_start_in_the_order_of_their_submission(marking_single, marking, tmp_path, workers):
+    chosen = marking_single if workers == 1 else marking
     mark = tmp_path / "order"
     cell = f"open({str(mark)!r}, 'a').write(f'{{i}}\\n')\nimport time; time.sleep(0.005)"
     end = busy(chosen, workers)

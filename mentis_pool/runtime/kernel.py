@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import stat
+import struct
 
 NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
     *(0x20000, 0x8000000, 0x10000000),
@@ -34,6 +35,10 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION, _PATH_BENEATH = 1, 1
 
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_CLONE_TREE, _EMPTY_PATH, _ALL_BELOW, _FROM_EMPTY_PATH, _HERE = 0x1, 0x1000, 0x8000, 0x4, -100
+_MAPPED = 0x100000
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -56,12 +61,35 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
 
 def mount_at(fd: int, target: str) -> None:
     """Show what the descriptor is of at a path as well, which is made."""
+    _make_like(fd, target)
+    mount(f"/proc/self/fd/{fd}", target, None, BIND | RECURSIVE)
+
+
+def mount_mapped_at(fd: int, target: str, users: int) -> None:
+    """As `mount_at`, with its owners as a user namespace (a descriptor of it) maps them.
+
+    Raises:
+        OSError: also where one of the file systems, or this kernel, cannot do that.
+    """
+    tree = _syscall("open_tree", _OPEN_TREE, fd, b"", _CLONE_TREE | _EMPTY_PATH | _ALL_BELOW)
+    try:
+        attributes = struct.pack("=4Q", _MAPPED, 0, 0, users)
+        flags = _EMPTY_PATH | _ALL_BELOW
+        _syscall("mount_setattr", _MOUNT_SETATTR, tree, b"", flags, attributes, len(attributes))
+        _make_like(fd, target)
+        where = os.fsencode(target)
+        _syscall("move_mount", _MOVE_MOUNT, tree, b"", _HERE, where, _FROM_EMPTY_PATH)
+    finally:
+        os.close(tree)
+
+
+def _make_like(fd: int, target: str) -> None:
+    """Make a directory or a file to mount on."""
     if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.makedirs(target, exist_ok=True)
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o400))
-    mount(f"/proc/self/fd/{fd}", target, None, BIND | RECURSIVE)
 
 
 def unmount(target: str) -> None:

@@ -281,7 +281,8 @@ class Session:
         """Wait until sandboxes can be had, and say so."""
         await self._supervisor.ready.wait()
         self.welcomed = True
-        self._put(Welcome(self.id, __version__, platform.python_version(), self.key))
+        version, python = __version__, platform.python_version()
+        self._put(Welcome(self.id, version, python, self.key, self._supervisor.standing))
 
     def _send_late(self) -> None:
         self._to_send_late = False

