@@ -33,6 +33,7 @@ from tests.chaos.proxy import Chaos, Weather
 
 PATIENCE = 600.0
 """Seconds within which a future is settled after the one before it."""
+OPEN = ("--isolation", "process")
 RUNTIME_EVERY = 10.0
 CELL = """
 import hashlib, os
@@ -69,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> table.Report:
                 deaths = count(executor, cells // 4)
             deaths["cuts"] = chaos.cuts - cuts["cuts"]
             deaths["killed"] = len(killed)
-    with SandboxExecutor(2, state="reuse") as executor:
+    with SandboxExecutor(2, state="reuse", isolation="process") as executor:
         executor.submit("1").result()
         with every(RUNTIME_EVERY, lambda: kill_one(children(os.getpid()))) as killed:
             lost = count(executor, cells // 4)
@@ -152,8 +153,11 @@ def kill_one(pids: list[int]) -> int:
 
 @contextlib.contextmanager
 def served() -> Iterator[tuple[int, str, str]]:
-    """A runtime on a port of this machine: its process, its address, its token."""
-    command = [sys.executable, "-m", "mentis_pool", "serve", "--port", "0"]
+    """A runtime on a port of this machine: its process, its address, its token.
+
+    Without walls, since each cell writes to one file.
+    """
+    command = [sys.executable, "-m", "mentis_pool", "serve", "--port", "0", *OPEN]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

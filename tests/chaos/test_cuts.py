@@ -28,7 +28,7 @@ def expected(i):
 
 @pytest.fixture(scope="module")
 def runtime():
-    process, url, token = serve("--linger", "10")
+    process, url, token = serve("--linger", "10", "--isolation", "process")
     yield url, token
     end(process)
 
