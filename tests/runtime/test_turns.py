@@ -146,6 +146,7 @@ class Stage:
         self._events = events()
         self.sandboxes = []
         self.ready = asyncio.Event()
+        self.walled = False
         self.session = Session(self)
         self.session.attach(self, 0)
         self.session.obey(Begin(most))
