@@ -484,6 +484,9 @@ class Sandbox:
             return
         self._closed = True
         self._take_back()
+        if self._worker is not None:
+            # What it has given counts.
+            self._worker.channel.read_on(lambda: self._action is not None)
         self._cancel_timer()
         self._cancel_fork_timer()
         self._cancel_signal_timer()
@@ -718,7 +721,8 @@ class Sandbox:
             return
         # What one did not begin that died by itself can begin in another, but without a
         # session's state.
-        dead = worker.dead and not worker.signalled and self._state != "session"
+        dead = worker.dead or self._closed
+        dead = dead and not worker.signalled and self._state != "session"
         if not self._ahead and not dead:
             return
         taken = worker.runs.take_back()
