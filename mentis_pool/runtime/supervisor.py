@@ -818,8 +818,7 @@ class Sandbox:
         """The worker that runs cannot give a result any more."""
         if reason == END_OF_FILE:
             # Most often it died, and the init will say how in a moment.
-            worker.said = None
-            closed = Error(
+            closed = worker.said or Error(
                 "protocol", "the cell closed the connection of its process to the runtime"
             )
             self._set_timer(LAST_BREATH, lambda: self._kill(closed))

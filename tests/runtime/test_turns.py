@@ -488,6 +488,23 @@ def test_what_a_lost_sandbox_has_not_begun_begins_in_another(play):
     play(script)
 
 
+def test_a_run_ends_for_the_reason_for_which_it_was_killed_whatever_is_heard_first(play):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        worker.take()
+        stage.session.obey(Cancel(1))
+        await stage.go_on()
+        worker.sock.shutdown(socket.SHUT_RDWR)
+        await stage.go_on()
+        init.send_signals()
+        await stage.go_on()
+        assert stage.outcome(1) == "cancelled"
+
+    play(script)
+
+
 def test_what_is_not_wanted_any_more_is_not_run_by_another_process_where_its_own_did_not_begin(
     play,
 ):
@@ -681,7 +698,7 @@ class Walk:
             else:
                 assert outcome == "died"
                 assert action not in self.gave or action in self.unwanted | self.struck
-                assert action in self.took or action in self.struck | self.long, "it had not begun"
+                assert action in {*self.took} | self.struck | self.long, "it had not begun"
 
 
 STEPS = [
