@@ -501,6 +501,9 @@ class Sandbox:
             return
         self._closed = True
         self._take_back()
+        if self._worker is not None:
+            # What it has given counts.
+            self._worker.channel.read_on(lambda: self._action is not None)
         self._cancel_timer()
         self._cancel_fork_timer()
         self._cancel_signal_timer()
@@ -737,7 +740,8 @@ class Sandbox:
             return
         # What one did not begin that died by itself can begin in another, but without a
         # session's state.
-        dead = worker.dead and not worker.signalled and self._state != "session"
+        dead = worker.dead or self._closed
+        dead = dead and not worker.signalled and self._state != "session"
         if not self._ahead and not dead:
             return
         taken = worker.runs.take_back()
@@ -834,8 +838,7 @@ class Sandbox:
         """The worker that runs cannot give a result any more."""
         if reason == END_OF_FILE:
             # Most often it died, and the init will say how in a moment.
-            worker.said = None
-            closed = Error(
+            closed = worker.said or Error(
                 "protocol", "the cell closed the connection of its process to the runtime"
             )
             self._set_timer(LAST_BREATH, lambda: self._kill(closed))

@@ -69,11 +69,19 @@ class Worker:
         self.has, self.part = wire.unpack_run(self.part).number, b""
         return self.has
 
+    def say(self, message):
+        """Whether anybody was there to be told."""
+        try:
+            return self.sock.send(wire.pack(message)) > 0
+        except BrokenPipeError:
+            return False
+
     def say_done(self, unread=False):
         self.held_up = unread
         told = Result(pickled=b"%d" % self.has)
-        self.sock.send(wire.pack(wire.Done(self.has, told, End(0.0), unread)))
+        heard = self.say(wire.Done(self.has, told, End(0.0), unread))
         self.has = None
+        return heard
 
 
 class Init:
@@ -90,13 +98,14 @@ class Init:
         """What is to be done to workers, when the time has come."""
 
     def say(self, message, *sockets):
-        socket.send_fds(self.sock, [wire.pack(message)], [each.fileno() for each in sockets])
+        with contextlib.suppress(BrokenPipeError):  # the supervisor does not hear it any more
+            socket.send_fds(self.sock, [wire.pack(message)], [each.fileno() for each in sockets])
 
     def obey(self):
         """Do what the supervisor asks for but signals, which may come later."""
         try:
             asked = self._asked.feed(self.sock.recv(65536))
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionResetError):
             return
         for each in asked:
             if isinstance(each, wire.Fork):
@@ -108,7 +117,7 @@ class Init:
                 self.workers[worker.pid] = worker
                 with ours, filled, taken:
                     self.say(wire.Forked(worker.pid), ours, filled, taken)
-                theirs.send(wire.pack(wire.Idle()))
+                worker.say(wire.Idle())
             elif isinstance(each, wire.Signal):
                 self.signals.append(each)
             else:
@@ -427,6 +436,78 @@ def test_of_runs_ahead_a_death_costs_the_one_that_has_begun(play, ended):
     play(script)
 
 
+def test_a_lost_sandbox_costs_what_has_begun_in_it_alone(play):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1, 2, 3, 4)
+        await stage.go_on()
+        assert worker.take() == 1
+        worker.say_done()
+        assert worker.take() == 2
+        init.sock.shutdown(socket.SHUT_RDWR)
+        await stage.go_on()
+        assert [stage.outcome(i) for i in (1, 2, 3)] == [1, "died", None]
+        for action in (3, 4):
+            (worker,) = stage.inits[1].workers.values()
+            assert worker.take() == action
+            if action == 3:
+                worker.say_done()
+            await stage.go_on()
+        stage.inits[1].sock.shutdown(socket.SHUT_RDWR)
+        await stage.go_on()
+        assert stage.outcome(4) == "died"
+
+    play(script)
+
+
+def test_what_was_done_when_its_sandbox_was_lost_has_its_result(play):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        assert worker.take() == 1
+        init.sock.shutdown(socket.SHUT_RDWR)
+        worker.say_done()
+        await stage.go_on()
+        assert stage.outcome(1) == 1
+
+    play(script)
+
+
+def test_what_a_lost_sandbox_has_not_begun_begins_in_another(play):
+    async def script(stage):
+        init, _ = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        assert stage.begun(1), "as far as is known"
+        init.sock.shutdown(socket.SHUT_RDWR)
+        await stage.go_on()
+        (worker,) = stage.inits[1].workers.values()
+        assert worker.take() == 1
+        worker.say_done()
+        await stage.go_on()
+        assert stage.outcome(1) == 1
+
+    play(script)
+
+
+def test_a_run_ends_for_the_reason_for_which_it_was_killed_whatever_is_heard_first(play):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        worker.take()
+        stage.session.obey(Cancel(1))
+        await stage.go_on()
+        worker.sock.shutdown(socket.SHUT_RDWR)
+        await stage.go_on()
+        init.send_signals()
+        await stage.go_on()
+        assert stage.outcome(1) == "cancelled"
+
+    play(script)
+
+
 def test_what_is_not_wanted_any_more_is_not_run_by_another_process_where_its_own_did_not_begin(
     play,
 ):
@@ -559,6 +640,10 @@ class Walk:
             self.struck.add(action)
             number = self.dice.choice([signal.SIGINT, signal.SIGKILL])
             self.stage.session.obey(Strike(action, number))
+        elif what == "lose" and self.dice.random() < 0.3:
+            init = self.dice.choice(self.stage.inits or [None])
+            if init is not None:
+                init.sock.shutdown(socket.SHUT_RDWR)
         elif what == "hasten":
             for sandbox in self.stage.sandboxes:
                 if not sandbox._closed:
@@ -570,10 +655,12 @@ class Walk:
         if what == "die":
             init.die(worker)
         elif what == "write" and worker.has is not None:
-            os.write(init.out, b"%d\n" % worker.has)
+            with contextlib.suppress(BrokenPipeError):
+                os.write(init.out, b"%d\n" % worker.has)
         elif what == "work" and worker.has is not None:
-            self.gave.add(worker.has)
-            worker.say_done(unread=self.has_output(init))
+            action = worker.has
+            if worker.say_done(unread=self.has_output(init)):
+                self.gave.add(action)
         elif what == "work":
             self.take(worker)
 
@@ -614,10 +701,20 @@ class Walk:
             else:
                 assert outcome == "died"
                 assert action not in self.gave or action in self.unwanted | self.struck
-                assert action in self.took or action in self.struck | self.long, "it had not begun"
+                assert action in {*self.took} | self.struck | self.long, "it had not begun"
 
 
-STEPS = [*["add"] * 3, *["work"] * 9, *["look"] * 4, "write", "cancel", "strike", "die", "hasten"]
+STEPS = [
+    *["add"] * 3,
+    *["work"] * 9,
+    *["look"] * 4,
+    "write",
+    "cancel",
+    "strike",
+    "die",
+    "hasten",
+    "lose",
+]
 WORKS = [PickledCall(b"x")] * 12 + [PickledCall(LONG), Cells([b"1"]), Cells([b"1"], argv=[b"s.py"])]
 
 
