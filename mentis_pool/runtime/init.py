@@ -14,18 +14,19 @@ import socket
 import time
 from typing import NoReturn
 
+from mentis_pool.limits import Limits
 from mentis_pool.runtime import isolation, posix, wire, worker
 
 TRACKER_PATIENCE = 1.0
 """Seconds that a resource tracker has to unlink what was left in /dev/shm."""
 
 
-def main(sock: socket.socket, stdout: int, stderr: int, directory: str) -> None:
+def main(sock: socket.socket, stdout: int, stderr: int, directory: str, limits: Limits) -> None:
     """Be the init of a sandbox, until the supervisor closes ``sock``."""
     os.setsid()
     posix.adopt_orphans()
     os.environ.update(isolation.sandbox_environment(directory))
-    Init(sock, worker.Worker(stdout, stderr, directory), directory).run()
+    Init(sock, worker.Worker(stdout, stderr, directory, limits), directory).run()
 
 
 class Init:
@@ -126,6 +127,7 @@ class Init:
                 writers.append(writer)
             pid = os.fork()
             if pid == 0:
+                self._template.limit()
                 _be_command(command, writers, parent)
             # Before anybody may want to signal it; the child does the same.
             os.setpgid(pid, pid)

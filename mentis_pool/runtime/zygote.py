@@ -97,7 +97,9 @@ class _Zygote:
                 os.close(self._woken)
                 os.close(self._wake)
                 sock, stdout, stderr = fds
-                init.main(socket.socket(fileno=sock), stdout, stderr, request.directory)
+                init.main(
+                    socket.socket(fileno=sock), stdout, stderr, request.directory, request.limits
+                )
                 code = 0
             except BaseException:  # noqa: BLE001 - the last words of this process
                 os.write(self._log, traceback.format_exc().encode())
