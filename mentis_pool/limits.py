@@ -18,6 +18,9 @@ _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"
 # Below these not even an empty cell runs.
 _LEAST = {"memory": 16 << 20, "processes": 2, "open_files": 32}
 _MOST = 1 << 62
+HEADROOM = 256 << 20
+"""Bytes that a process may reserve over what it may use: thread stacks, buffers of BLAS."""
+_STACK = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -169,7 +172,10 @@ def told_by(limits: Limits, name: str, value: str) -> Which | None:
     if name.endswith("MemoryError"):
         which = "memory"
     elif name == "RuntimeError" and value == "can't start new thread":
-        which = "processes"
+        # Whichever they reach first: each thread reserves its stack.
+        memory, most = limits.memory, limits.processes
+        stacks = None if memory is None else (memory + HEADROOM) // _STACK
+        which = "memory" if stacks is not None and (most is None or stacks < most) else "processes"
     elif name in ("OSError", "BlockingIOError"):
         which = _ERRNOS.get(value[:11])
     else:

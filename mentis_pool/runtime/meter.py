@@ -118,8 +118,12 @@ class Meter:
 
     def _memory(self, found: list[_Process], enough: int | None) -> int:
         resident = sum(process.resident for process in found)
-        if len(found) < 2 and (enough is None or resident <= enough):
-            return resident
+        if len(found) < 2:
+            if enough is None or resident <= enough:
+                return resident
+            least = self._least_memory(found[0])
+            if least > enough:
+                return least
         now = time.monotonic()
         if self._exact is not None:
             until, step, of, figure = self._exact
@@ -132,6 +136,16 @@ class Meter:
         # What was shared and is no longer makes no sum larger: hence looking again soon.
         self._exact = now + max(0.05, took / EXACT_SHARE), step, resident, figure
         return figure
+
+    def _least_memory(self, process: _Process) -> int:
+        """What it holds at least: what is private or like it, but for all that it can share with its init."""
+        init = _stat(self._init)
+        try:
+            with open(f"/proc/{process.pid}/statm", "rb") as file:
+                resident, shared = map(int, file.read().split()[1:3])
+        except OSError:
+            return 0
+        return (resident - shared) * _PAGE - (init.resident if init is not None else 0)
 
 
 def _children(pid: int, threads: int) -> list[int]:

@@ -812,8 +812,9 @@ class Sandbox:
     def _break(self, worker: _Worker, reason: str) -> None:
         """The worker that runs cannot give a result any more."""
         if reason == END_OF_FILE:
+            if worker.said is not None:
+                return  # it is being killed, and why is known
             # Most often it died, and the init will say how in a moment.
-            worker.said = None
             closed = Error(
                 "protocol", "the cell closed the connection of its process to the runtime"
             )

@@ -114,7 +114,8 @@ class Watch:
             if self._running:
                 left = _RATE if limits.memory is None else limits.memory - now.memory
                 wait = min(LATE, max(SOON, left / _RATE))
-            wait = max(wait, (time.monotonic() - begun) / _SHARE)
+            took = time.monotonic() - begun
+            wait = max(wait, min(took / _SHARE, IDLE))
             self._timer = self._loop.call_later(wait, self._look)
         if over is not None and not self._said:
             self._said = True

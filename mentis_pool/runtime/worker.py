@@ -21,15 +21,12 @@ import termios
 import time
 from typing import Any, TextIO
 
-from mentis_pool.limits import Limits
+from mentis_pool.limits import HEADROOM, Limits
 from mentis_pool.observations import Cut, Display, End, Error, Failure, Part, Result
 from mentis_pool.pool_stream import Cells, PickledCall, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
 from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
 from mentis_pool.text import to_text
-
-_HEADROOM = 256 * 1024 * 1024
-"""Bytes that a process may reserve over what it may use: thread stacks, buffers of BLAS."""
 
 
 def maxrss_bytes(ru_maxrss: int) -> int:
@@ -94,7 +91,7 @@ class Worker:
         memory = self._limits.memory
         if memory is not None:
             # What it has already is the zygote's.
-            memory += _HEADROOM + _data_size()
+            memory += HEADROOM + _data_size()
         for kind, most in (
             (resource.RLIMIT_DATA, memory),
             (resource.RLIMIT_NOFILE, self._limits.open_files),
