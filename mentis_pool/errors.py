@@ -266,7 +266,9 @@ class ResourceLimitExceeded(SandboxError):
 
 def limit_told(which: Which, limit: float, sandbox_id: str | None, told: CellError) -> CellError:
     """The `CellError` that told the cell of a limit, as a `ResourceLimitExceeded` as well."""
-    error = _new(cell_error_class(told.name, limited=True))
+    # A class that the cell made is no builtin, whatever its name.
+    name = "" if type(told) is CellError else told.name
+    error = _new(cell_error_class(name, limited=True))
     error.args = told.args
     vars(error).update(vars(told), which=which, limit=limit, used=None, sandbox_id=sandbox_id)
     error.name = told.name

@@ -120,9 +120,9 @@ def in_bytes(size: float) -> str:
     """A size in words: "512 MiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
-            return f"{size:.3g} {unit}"
+            return f"{size:.4g} {unit}"
         size /= 1024
-    return f"{size:.3g} GiB"
+    return f"{size:.4g} GiB"
 
 
 _USED = {
@@ -169,7 +169,7 @@ def told_by(limits: Limits, name: str, value: str) -> Which | None:
     Of numpy's own MemoryError, too, which has another name.
     """
     which: Which | None
-    if name.endswith("MemoryError"):
+    if name in ("MemoryError", "_ArrayMemoryError"):
         which = "memory"
     elif name == "RuntimeError" and value == "can't start new thread":
         # Whichever they reach first: each thread reserves its stack.
