@@ -18,8 +18,8 @@ _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"
 # Below these not even an empty cell runs.
 _LEAST = {"memory": 16 << 20, "processes": 2, "open_files": 32}
 _MOST = 1 << 62
-HEADROOM = 256 << 20
-"""Bytes that a process may reserve over what it may use: thread stacks, buffers of BLAS."""
+HEADROOM = 1 << 30
+"""Bytes that a process may reserve over what it may hold: stacks of threads, 32 MiB for each in BLAS."""
 _STACK = 8 << 20
 
 
@@ -32,7 +32,7 @@ class Limits:
     Args:
         memory: bytes that all its processes hold together: what they share with
             another is counted by halves, what they share with the runtime hardly. No
-            one process may reserve more than this and 256 MiB: it gets a MemoryError.
+            one process may reserve more than this and 1 GiB: it gets a MemoryError.
         cpu_seconds: CPU time of one task, with all processes that it started.
         processes: its processes and threads, besides those of the runtime.
         open_files: descriptors that one process may have.

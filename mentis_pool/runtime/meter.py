@@ -19,7 +19,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 EXACT_SHARE = 0.1
 """Share of the time that may go into measuring memory exactly: 11 ms for 500 MB."""
 _LEAST_STEP = 8 << 20
-_LOOK = 0.002
+_LOOK = 0.004
 """Seconds that go into looking at files, at once."""
 _BLOCK = 4096
 

@@ -897,7 +897,10 @@ class Sandbox:
         session = self._state == "session"
         # A script has ended as a process does: its threads and exit handlers are through.
         script = isinstance(action.run.work, Cells) and action.run.work.argv is not None
-        spoiled = worker.signalled and not session
+        said = self._judged(action, done.said)
+        # What reached a limit may hold what the next one needs.
+        full = isinstance(said, Result) and said.exceeded is not None
+        spoiled = (worker.signalled or full) and not session
         renewed = script or spoiled or self._is_last(worker) or not worker_lives
         self._prompt = not renewed and self._is_prompt(action, done)
         if renewed and not self._closed:
@@ -909,7 +912,7 @@ class Sandbox:
             if done.unread:
                 worker.channel.send_byte()
         # Only now: whoever hears of the end may give the next run.
-        self._end(action, self._judged(action, done.said), done.used, worker)
+        self._end(action, said, done.used, worker)
         self.resume()
         self._next()
 
