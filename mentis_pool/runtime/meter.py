@@ -16,9 +16,8 @@ from typing import NamedTuple
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
-EXACT_SHARE = 0.1
-"""Share of the time that may go into measuring memory exactly: 11 ms for 500 MB."""
-_LEAST_STEP = 8 << 20
+_SHARE, _SHARE_NEAR = 0.05, 0.25
+"""Share of the time that may go into measuring memory exactly (11 ms for 500 MB), and near a limit."""
 _LOOK = 0.004
 """Seconds that go into looking at files, at once."""
 _BLOCK = 4096
@@ -55,8 +54,8 @@ class Meter:
         self._init = init
         self._names: dict[int, int] = {}
         """What a child of the init is called in its own pid namespace."""
-        self._exact: tuple[float, int, int, int] | None = None
-        """Until when the last exact figure is taken, for how much more, of what sum, and the figure."""
+        self._exact: tuple[float, int, int] | None = None
+        """The last exact figure: until when it is taken, the sum of resident sets then, and itself."""
         self.begin()
 
     def begin(self) -> None:
@@ -126,15 +125,14 @@ class Meter:
                 return least
         now = time.monotonic()
         if self._exact is not None:
-            until, step, of, figure = self._exact
-            if now < until and abs(resident - of) < step:
+            until, of, figure = self._exact
+            if now < until and (enough is None or figure + resident - of <= enough):
                 return figure
         figure = sum(_exact_memory(process) for process in found)
         took = time.monotonic() - now
-        left = figure if enough is None else max(0, enough - figure)
-        step = max(_LEAST_STEP, left // 4)
-        # What was shared and is no longer makes no sum larger: hence looking again soon.
-        self._exact = now + max(0.05, took / EXACT_SHARE), step, resident, figure
+        # What was shared and is no longer makes no sum larger: hence again soon, where it matters.
+        share = _SHARE if enough is None or resident <= enough else _SHARE_NEAR
+        self._exact = now + took / share, resident, figure
         return figure
 
     def _least_memory(self, process: _Process) -> int:
@@ -230,7 +228,7 @@ class Files:
                 return self._known
         self._walk = None
         self._known = found
-        self._again = begun + (time.monotonic() - begun) / EXACT_SHARE
+        self._again = begun + (time.monotonic() - begun) / _SHARE
         return found
 
     def _sums(self) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """Looks at what the processes of one sandbox use while something runs in it, and says when it is too much.
 
-A timer looks every 20 to 50 ms, rarer only where looking costs more than a
-tenth of that. Nothing runs: it looks once more, and goes on, four times in a
+A timer looks every 20 to 50 ms; rarer where looking takes long, as it does when many
+processes come near the limit. Nothing runs: it looks once more, and goes on, four times in a
 second, only where something was left that could go on by itself.
 """
 
@@ -19,8 +19,8 @@ SOON, LATE, IDLE = 0.02, 0.05, 0.25
 """Seconds between two looks: near the limit on memory, far from it, and while nothing runs."""
 _RATE = 4 << 30
 """Bytes in a second that processes are taken to fill, at most."""
-_SHARE = 0.1
-"""Share of the time that may go into looking."""
+_REST = 2
+"""So many times as long as a look took is it until the next, at least."""
 
 
 class Watch:
@@ -115,7 +115,7 @@ class Watch:
                 left = _RATE if limits.memory is None else limits.memory - now.memory
                 wait = min(LATE, max(SOON, left / _RATE))
             took = time.monotonic() - begun
-            wait = max(wait, min(took / _SHARE, IDLE))
+            wait = max(wait, min(took * _REST, IDLE))
             self._timer = self._loop.call_later(wait, self._look)
         if over is not None and not self._said:
             self._said = True
