@@ -49,6 +49,9 @@ if TYPE_CHECKING:
         QueueTimeout as QueueTimeout,
     )
     from mentis_pool.errors import (
+        ResourceLimitExceeded as ResourceLimitExceeded,
+    )
+    from mentis_pool.errors import (
         RuntimeRejected as RuntimeRejected,
     )
     from mentis_pool.errors import (
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     from mentis_pool.executor import SandboxExecutor as SandboxExecutor
     from mentis_pool.future import CallFuture as CallFuture
     from mentis_pool.future import CellFuture as CellFuture
+    from mentis_pool.limits import Limits as Limits
     from mentis_pool.observations import (
         Cut as Cut,
     )
@@ -92,6 +96,7 @@ if TYPE_CHECKING:
     )
     from mentis_pool.results import CellResult as CellResult
     from mentis_pool.results import Opaque as Opaque
+    from mentis_pool.results import SandboxUsage as SandboxUsage
     from mentis_pool.results import Usage as Usage
     from mentis_pool.sandbox import ConcurrentTask as ConcurrentTask
     from mentis_pool.sandbox import MentisSandbox as MentisSandbox
@@ -115,6 +120,7 @@ _HOME = {
             "ProtocolError",
             "QueueFull",
             "QueueTimeout",
+            "ResourceLimitExceeded",
             "RuntimeRejected",
             "RuntimeUnavailable",
             "SandboxDied",
@@ -125,12 +131,13 @@ _HOME = {
     ),
     "SandboxExecutor": "executor",
     **dict.fromkeys(("CallFuture", "CellFuture"), "future"),
+    "Limits": "limits",
     "Session": "session",
     "Wall": "walls",
     **dict.fromkeys(
         ("Cut", "Display", "End", "Error", "Part", "Result", "Start", "Stream"), "observations"
     ),
-    **dict.fromkeys(("CellResult", "Opaque", "Usage"), "results"),
+    **dict.fromkeys(("CellResult", "Opaque", "SandboxUsage", "Usage"), "results"),
     **dict.fromkeys(
         ("ConcurrentTask", "MentisSandbox", "Space", "SpaceManager", "sandbox_session"), "sandbox"
     ),

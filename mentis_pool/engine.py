@@ -25,6 +25,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -41,6 +42,7 @@ from mentis_pool.errors import (
     ProtocolError,
     QueueFull,
     QueueTimeout,
+    RuntimeRejected,
     RuntimeUnavailable,
 )
 from mentis_pool.events import Level, log, wanted
@@ -71,6 +73,8 @@ from mentis_pool.pool_stream import (
     Command,
     Credit,
     Event,
+    Measure,
+    Measured,
     Open,
     Opened,
     Refused,
@@ -80,7 +84,7 @@ from mentis_pool.pool_stream import (
     Standing,
 )
 from mentis_pool.pool_stream import Cancel as CancelAction
-from mentis_pool.results import CellResult
+from mentis_pool.results import CellResult, SandboxUsage
 from mentis_pool.stream import StreamLost
 from mentis_pool.task import State, Task, call_outcome, outcome
 from mentis_pool.text import to_bytes
@@ -138,6 +142,9 @@ class Engine:
         self._corked = False
         """Whether the dispatcher keeps what it has to send until it has heard all events."""
         self._followers: dict[Task, Follower] = {}
+        self._asked: dict[int, Future[Measured]] = {}
+        """Questions for what the sandboxes use, until they are answered."""
+        self._questions = itertools.count(1)
         self._ending = threading.Event()
         self._abandoned = False
         self._fault: BaseException | None = None
@@ -341,6 +348,51 @@ class Engine:
             return
         if not self._is_own(threading.current_thread()):
             dispatcher.join()
+
+    def stats(self, timeout: float) -> dict[str, SandboxUsage]:
+        """What each sandbox uses now; nothing while there is no runtime.
+
+        Raises:
+            RuntimeRejected: it is an original one.
+            TimeoutError: it gave no answer in time.
+            RuntimeUnavailable: it was lost meanwhile.
+            RuntimeError: in a callback: the answer comes in the thread that it keeps.
+        """
+        self._check_process()
+        if threading.current_thread() is self._dispatcher:
+            raise RuntimeError("stats() cannot be called in a callback of a future")
+        with self._lock:
+            connection, generation = self._connection, self._generation
+            if connection is None:
+                return {}
+            number = next(self._questions)
+            answer = self._asked[number] = Future()
+        try:
+            self._post([Measure(number)], generation)
+            measured = answer.result(timeout)
+        except FutureTimeout:
+            # Python 3.10 has one of its own.
+            raise TimeoutError(f"the runtime did not answer within {timeout:g} s") from None
+        finally:
+            with self._lock:
+                self._asked.pop(number, None)
+        if measured.sandboxes is None:
+            raise RuntimeRejected("an original runtime does not tell what its sandboxes use")
+        used = {}
+        for each in measured.sandboxes:
+            with self._lock:
+                task = None if each.action is None else self._pool.task_of(each.action)
+            used[connection.names(0, each.sandbox)[1]] = SandboxUsage(
+                each.memory, each.cpu_seconds, each.processes, task.key if task else None
+            )
+        return used
+
+    def _no_answers(self, reason: str) -> None:
+        """Whoever asked the runtime that was there is told that it is gone."""
+        with self._lock:
+            asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            answer.set_exception(RuntimeUnavailable(reason))
 
     # ── deciding and acting ─────────────────────────────────────────────────
 
@@ -554,6 +606,11 @@ class Engine:
             self._sandboxes.add(event.sandbox)
             seconds = round(event.seconds, 6)
             log("debug", "sandbox_started", sandbox_id=self._name(event.sandbox), seconds=seconds)
+        elif isinstance(event, Measured):
+            with self._lock:
+                answer = self._asked.pop(event.number, None)
+            if answer is not None:
+                answer.set_result(event)
         elif isinstance(event, Broken):
             raise BrokenSandboxPool(event.reason, event.traceback, event.output)
 
@@ -597,6 +654,7 @@ class Engine:
             self._outbox = []
         self._sandboxes.clear()
         words = connection.lose()
+        self._no_answers(f"the runtime was lost: {words}")
         log("warning", "runtime_lost", reason=reason, last_words=words)
         self._decide(
             self._pool.disconnected,
@@ -765,6 +823,8 @@ class Engine:
         fields: dict[str, object] = {
             "queued": round(result.usage.queued, 6),
             "running": round(result.usage.running, 6),
+            "cpu": round(result.usage.cpu, 6),
+            "peak_memory": result.usage.peak_memory,
             "output_bytes": _output_bytes(task.record.said),
         }
         event = "task_finished"
@@ -809,6 +869,7 @@ class Engine:
             log("debug", "sandbox_retired", sandbox_id=self._name(sandbox))
         with self._lock:
             connection, self._connection = self._connection, None
+        self._no_answers("the executor has ended")
         for brought in [connection, *self._arrived]:
             if brought is not None and not isinstance(brought, (Exception, _Parted)):
                 brought.close()

@@ -6,6 +6,7 @@
     ├─ CellError            the cell raised; the sandbox is fine
     ├─ SandboxError         the sandbox failed; the cell may be innocent
     │   ├─ SandboxDied
+    │   ├─ ResourceLimitExceeded  (also CellError, where the cell was told by an exception)
     │   └─ OutcomeUnknown
     ├─ CellTimeout          it ran for too long (also TimeoutError)
     ├─ QueueTimeout         it waited for too long (also TimeoutError)
@@ -32,6 +33,8 @@ from concurrent.futures import BrokenExecutor
 from functools import cache
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from mentis_pool.limits import Which, message
 
 if TYPE_CHECKING:
     from mentis_pool.results import CellResult
@@ -74,7 +77,9 @@ def _plain_class(cls: type[MentisPoolError]) -> type[MentisPoolError] | str:
 def _rebuild(
     cls: type[MentisPoolError] | str, args: tuple[Any, ...], state: dict[str, Any]
 ) -> MentisPoolError:
-    error = _new(cell_error_class(cls) if isinstance(cls, str) else cls)
+    if isinstance(cls, str):
+        cls = cell_error_class(cls, limited="which" in state)
+    error = _new(cls)
     error.args = args
     for name in state.keys() - {"result"}:
         setattr(error, name, state[name])
@@ -107,7 +112,7 @@ class CellError(MentisPoolError):
         return f"{self.name}: {self.value}" if self.value else self.name
 
     def __repr__(self) -> str:
-        return f"<CellError {self}>"
+        return f"<{type(self).__name__} {self}>"
 
 
 def cell_error(name: str, value: str, traceback: str, builtin: bool = True) -> CellError:
@@ -144,8 +149,11 @@ def _new(cls: type[E]) -> E:
 _PLAIN = ("StopIteration", "ExceptionGroup", "BaseExceptionGroup")
 
 
-def cell_error_class(name: str) -> type[CellError]:
-    """`CellError`, or its subclass that is also the builtin exception ``name``."""
+def cell_error_class(name: str, limited: bool = False) -> type[CellError]:
+    """`CellError`, or its subclass that is also the builtin exception ``name``.
+
+    One that is ``limited`` is a `ResourceLimitExceeded` as well.
+    """
     builtin = getattr(builtins, name, None)
     if (
         not isinstance(builtin, type)
@@ -153,13 +161,19 @@ def cell_error_class(name: str) -> type[CellError]:
         or name in _PLAIN
         or builtin is Exception
     ):
+        builtin = None
+    if limited:
+        bases: tuple[type, ...] = (ResourceLimitExceeded, CellError)
+    elif builtin is None:
         return CellError
-    return _class_for(builtin)  # type: ignore[arg-type]
+    else:
+        bases = (CellError,)
+    return _class_of(bases if builtin is None else (*bases, builtin))
 
 
 @cache
-def _class_for(builtin: type[Exception]) -> type[CellError]:
-    return type("CellError", (CellError, builtin), {"_made_for": builtin.__name__})
+def _class_of(bases: tuple[type, ...]) -> type[CellError]:
+    return type(bases[0].__name__, bases, {"_made_for": bases[-1].__name__})
 
 
 class CellTimeout(MentisPoolError, TimeoutError):
@@ -222,6 +236,49 @@ class SandboxDied(SandboxError):
         super().__init__(message, sandbox_id)
         self.signal = signal
         self.exit_code = exit_code
+
+
+class ResourceLimitExceeded(SandboxError):
+    """The task used more than it may: the message says of what, and how to allow it more.
+
+    Where an exception told the cell so, and the cell did not handle it (a MemoryError, an
+    OSError: no space left), this is a `CellError` of that exception too.
+
+    Attributes:
+        which: the limit, as `Limits` names it.
+        limit: what it is, in the same unit.
+        used: what was measured; None where the system said no to what would have been more.
+    """
+
+    which: Which
+    limit: float
+    used: float | None
+
+    def __init__(
+        self,
+        which: Which,
+        limit: float,
+        used: float | None = None,
+        sandbox_id: str | None = None,
+    ) -> None:
+        super().__init__(message(which, limit, used), sandbox_id)
+        self.which, self.limit, self.used = which, limit, used
+
+    def __str__(self) -> str:
+        if isinstance(self, CellError):
+            return f"{CellError.__str__(self)} ({message(self.which, self.limit, self.used)})"
+        return super().__str__()
+
+
+def limit_told(which: Which, limit: float, sandbox_id: str | None, told: CellError) -> CellError:
+    """The `CellError` that told the cell of a limit, as a `ResourceLimitExceeded` as well."""
+    # A class that the cell made is no builtin, whatever its name.
+    name = "" if type(told) is CellError else told.name
+    error = _new(cell_error_class(name, limited=True))
+    error.args = told.args
+    vars(error).update(vars(told), which=which, limit=limit, used=None, sandbox_id=sandbox_id)
+    error.name = told.name
+    return error
 
 
 class OutcomeUnknown(SandboxError):

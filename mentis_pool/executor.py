@@ -31,12 +31,13 @@ from mentis_pool.errors import (
     RuntimeUnavailable,
 )
 from mentis_pool.future import CallFuture, CellFuture
+from mentis_pool.limits import Limits
 from mentis_pool.observations import Stream
 from mentis_pool.payload import Call, pack_call, pickle_variables
 from mentis_pool.pool import CALLS, CELLS
 from mentis_pool.pool_stream import MAX_RUN, Cells, Open, PickledCall, Shell, Work
 from mentis_pool.rebuild import rebuild
-from mentis_pool.results import CellResult
+from mentis_pool.results import CellResult, SandboxUsage
 from mentis_pool.runtime.local import cpus
 from mentis_pool.session import Session
 from mentis_pool.task import Settings, Task
@@ -92,6 +93,8 @@ class SandboxExecutor(Executor):
         network: "none", or "host" for the machine's.
         expose: paths that sandboxes may read at the embedded runtime, besides the system,
             Python, and what ``sys.path`` and the working directory have.
+        limits: what each sandbox may use, see `Limits`; None for what that has without
+            arguments. A task that uses more ends with `ResourceLimitExceeded`.
 
     Raises:
         ValueError, TypeError: an argument is none of these.
@@ -118,6 +121,7 @@ class SandboxExecutor(Executor):
         isolation: Literal["auto", "bubblewrap", "landlock", "process"] = "auto",
         network: Literal["none", "host"] = "none",
         expose: Sequence[str | os.PathLike[str]] = (),
+        limits: Limits | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = cpus()
@@ -141,6 +145,10 @@ class SandboxExecutor(Executor):
             raise ValueError(f"when_full must be 'block' or 'raise', not {when_full!r}")
         if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
             raise TypeError(f"preload must be a list of module names, not {preload!r}")
+        if limits is None:
+            limits = Limits()
+        elif not isinstance(limits, Limits):
+            raise TypeError(f"limits must be a Limits, not {_described(limits)}")
         modules = list(preload)
         if modules and address is not None:
             raise ValueError(
@@ -162,10 +170,11 @@ class SandboxExecutor(Executor):
         self._path = frozenset(sys.path)
         # A fresh worker has one task anyway.
         first = _initializer(initializer, initargs)
-        self._opened = Open(0, "session", None, first)
+        self._opened = Open(0, "session", None, first, limits)
 
         def opened(lane: int, of: Literal["fresh", "reuse"]) -> Open:
-            return Open(lane, of, max_tasks_per_child if of == "reuse" else None, first)
+            tasks = max_tasks_per_child if of == "reuse" else None
+            return Open(lane, of, tasks, first, limits)
 
         def connect(ending: threading.Event, keepers: Threads) -> Connection:
             if address is None:
@@ -212,6 +221,7 @@ class SandboxExecutor(Executor):
             - `CellError`: the cell raised; for a builtin exception this is one too
             - `CellTimeout`, `QueueTimeout`, `DeadlineExceeded`: it ran, waited, or both,
               for too long
+            - `ResourceLimitExceeded`: it used more than it may
             - `SandboxError`: its process died, or what became of it is not known
             - `RuntimeUnavailable`, `RuntimeRejected`: no runtime could be had
 
@@ -482,6 +492,20 @@ class SandboxExecutor(Executor):
         if standing is None:
             raise RuntimeUnavailable("the runtime was lost")
         return report(standing.level, standing.network)
+
+    def stats(self, timeout: float = 5.0) -> dict[str, SandboxUsage]:
+        """What each sandbox uses now, by its id; empty while there is none.
+
+        Args:
+            timeout: seconds to wait for the runtime's answer.
+
+        Raises:
+            TimeoutError: it did not come in time.
+            RuntimeRejected: the runtime is an original one, which does not tell.
+            RuntimeUnavailable: it was lost, or the executor ended, before it answered.
+            RuntimeError: in a callback of a future.
+        """
+        return self._engine.stats(timeout)
 
     # ── the end ─────────────────────────────────────────────────────────────
 

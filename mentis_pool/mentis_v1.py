@@ -268,7 +268,8 @@ class CellEncoder:
             return self._result(said, mine)
         if isinstance(said, Error):
             self._failure, self._code = said.message, -1
-            name = "TimeoutError" if said.kind == "timeout" else "SandboxDied"
+            names = {"timeout": "TimeoutError", "limit": "ResourceLimitExceeded"}
+            name = names.get(said.kind, "SandboxDied")
             return [
                 ErrorObservation(data={"error": said.message}, **mine),
                 ResultObservation(

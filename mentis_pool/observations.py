@@ -19,6 +19,7 @@ from typing import Literal
 
 import msgspec
 
+from mentis_pool.limits import Which
 from mentis_pool.text import to_text
 
 StreamName = Literal["stdout", "stderr"]
@@ -93,6 +94,17 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     """Whether its class is the builtin of that name, and not one that the cell made."""
 
 
+class Exceeded(msgspec.Struct, frozen=True, array_like=True):
+    """A limit that was reached (`mentis_pool.limits`).
+
+    ``used`` is what was measured, None where the system said no to what would have been more.
+    """
+
+    which: Which
+    limit: int | float
+    used: int | float | None = None
+
+
 class Result(_Observation, tag=4, frozen=True):
     """It ended by itself.
 
@@ -102,6 +114,7 @@ class Result(_Observation, tag=4, frozen=True):
 
     Of a call, ``pickled`` is what it returned or raised (`mentis_pool.payload`): the
     end of it, where `Part`s came before. Of a shell command there is its ``exit_code``.
+    ``exceeded``: the limit that the failure tells of; the runtime says so, not the sandbox.
     """
 
     value: bytes | None = None
@@ -111,6 +124,7 @@ class Result(_Observation, tag=4, frozen=True):
     failure: Failure | None = None
     pickled: bytes | None = None
     exit_code: int | None = None
+    exceeded: Exceeded | None = None
 
 
 ErrorKind = Literal[
@@ -118,6 +132,7 @@ ErrorKind = Literal[
     "deadline",
     "queue",
     "died",
+    "limit",
     "payload",
     "protocol",
     "unknown",
@@ -131,7 +146,8 @@ ErrorKind = Literal[
 class Error(_Observation, tag=5, frozen=True):
     """It did not end by itself; ``message`` says why.
 
-    ``kind``: "timeout", "deadline"; "died" (its process did); "payload" (a variable or a
+    ``kind``: "timeout", "deadline"; "died" (its process did); "limit" (it used
+    more than it may: ``exceeded``); "payload" (a variable or a
     call could not be rebuilt in the sandbox, or a result not be sent); "protocol" (what
     the sandbox sent was no observation); "unknown" (it was sent, and nothing more was
     heard); and of what was not run: "rejected" (the runtime refused it), "unreachable" (it did
@@ -142,6 +158,7 @@ class Error(_Observation, tag=5, frozen=True):
     message: str
     signal: int | None = None
     exit_code: int | None = None
+    exceeded: Exceeded | None = None
 
 
 class End(_Observation, tag=6, frozen=True):
@@ -150,9 +167,9 @@ class End(_Observation, tag=6, frozen=True):
     seconds: float
     """Seconds it ran."""
     cpu_seconds: float = 0.0
-    """CPU seconds, with its child processes that ended."""
+    """CPU seconds, with its child processes."""
     peak_memory: int | None = None
-    """Largest resident set of the cell's process, in bytes."""
+    """The most that its processes held at a time, in bytes; see `mentis_pool.results.Usage`."""
 
 
 class Part(_Observation, tag=7, frozen=True):

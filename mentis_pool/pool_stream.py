@@ -23,6 +23,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 from mentis_pool.errors import ProtocolError
+from mentis_pool.limits import Limits
 from mentis_pool.observations import Observation
 
 SUBPROTOCOL = "mentis-pool.v1"
@@ -98,13 +99,14 @@ class Open(_Message, tag=0, frozen=True):
     Its sandboxes are started as they are needed, and are its own; those of a
     "session" lane are one, which keeps its state. ``initializer`` runs first in each
     of their workers; one runs ``tasks`` tasks, then another takes its place (None: no
-    such limit).
+    such limit). ``limits`` are of each sandbox (None: it has none).
     """
 
     lane: int
     state: State
     tasks: int | None = None
     initializer: Work | None = None
+    limits: Limits | None = None
 
 
 class Run(_Message, tag=1, frozen=True):
@@ -155,7 +157,13 @@ class Signal(_Message, tag=5, frozen=True):
     signal: int
 
 
-Command = Begin | Open | Run | Credit | Close | Cancel | Signal
+class Measure(_Message, tag=7, frozen=True):
+    """Say what each sandbox uses now: `Measured`, with this number."""
+
+    number: int
+
+
+Command = Begin | Open | Run | Credit | Close | Cancel | Signal | Measure
 
 
 # ── events: runtime to client ───────────────────────────────────────────────
@@ -222,7 +230,27 @@ class Broken(_Message, tag=5, frozen=True):
     output: str = ""
 
 
-Event = Welcome | Said | Opened | Closed | Refused | Broken
+class InUse(_Message, tag=0, frozen=True):
+    """What a sandbox uses: bytes of memory now, CPU seconds since its start.
+
+    ``processes`` counts threads, too; ``action`` is the one that it runs, if any.
+    """
+
+    sandbox: int
+    memory: int
+    cpu_seconds: float
+    processes: int
+    action: int | None = None
+
+
+class Measured(_Message, tag=6, frozen=True):
+    """What each sandbox uses; None where this runtime cannot tell."""
+
+    number: int
+    sandboxes: list[InUse] | None
+
+
+Event = Welcome | Said | Opened | Closed | Refused | Broken | Measured
 
 
 # ── frames ──────────────────────────────────────────────────────────────────

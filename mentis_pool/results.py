@@ -32,15 +32,34 @@ class Usage:
     Attributes:
         queued: seconds from submit to start.
         running: seconds from start to end.
-        cpu: CPU seconds, with child processes that ended.
-        peak_memory: largest resident set of the cell's process, in bytes; it
-            counts pages shared with the runtime. None where it is not known.
+        cpu: CPU seconds, with all processes that it started.
+        peak_memory: the most that its processes held at a time, in bytes: of one,
+            its largest resident set, which counts pages shared with the runtime; of
+            several, looked at every 20 to 50 ms, what they hold together. None
+            where it is not known.
     """
 
     queued: float = 0.0
     running: float = 0.0
     cpu: float = 0.0
     peak_memory: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SandboxUsage:
+    """What a sandbox uses now.
+
+    Attributes:
+        memory: bytes that its processes hold together, files in memory not counted.
+        cpu: CPU seconds since its start.
+        processes: its processes and threads, besides those of the runtime.
+        task_id: of the task that it runs; None where it runs none.
+    """
+
+    memory: int
+    cpu: float
+    processes: int
+    task_id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -250,7 +269,7 @@ def _json_error(error: MentisPoolError | None) -> dict[str, Any] | None:
     }
     if isinstance(error, CellError):
         described.update(name=error.name, value=error.value, traceback=error.traceback)
-    for name in ("signal", "exit_code", "timeout"):
+    for name in ("signal", "exit_code", "timeout", "which", "limit", "used"):
         if getattr(error, name, None) is not None:
             described[name] = getattr(error, name)
     return described

@@ -25,6 +25,7 @@ from collections import deque
 from typing import Literal
 
 from mentis_pool import original
+from mentis_pool.limits import Limits
 from mentis_pool.mentis_v1 import (
     STILL_RUNS,
     EndObservation,
@@ -520,6 +521,9 @@ def _missing(run: Run, opened: Open) -> str | None:
         return "initializer="
     if opened.tasks is not None:
         return "max_tasks_per_child="
+    # Those that it was not asked for it need not have.
+    if opened.limits not in (None, Limits()):
+        return "limits="
     if not isinstance(run.work, Cells):
         return "calls" if isinstance(run.work, PickledCall) else "shell commands as tasks"
     if run.stdin is not None:

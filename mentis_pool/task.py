@@ -24,12 +24,14 @@ from mentis_pool.errors import (
     PayloadError,
     ProtocolError,
     QueueTimeout,
+    ResourceLimitExceeded,
     RuntimeRejected,
     RuntimeUnavailable,
     SandboxDied,
     SandboxError,
     StateLost,
     cell_error,
+    limit_told,
 )
 from mentis_pool.observations import (
     Bundle,
@@ -380,7 +382,11 @@ def outcome(
                 shown.append((None, _bundle(observation.bundle)))
             failure = observation.failure
             if failure is not None:
-                error = cell_error(*msgspec.structs.astuple(failure))
+                told = cell_error(*msgspec.structs.astuple(failure))
+                over = observation.exceeded
+                error = told
+                if over is not None:
+                    error = limit_told(over.which, over.limit, sandbox_id, told)
         elif isinstance(observation, Error) and not (ended and observation.kind in _SAYS_NO_MORE):
             ended = True
             error = _error(observation, settings or Settings(), sandbox_id)
@@ -459,6 +465,9 @@ def _error(said: Error, settings: Settings, sandbox_id: str | None) -> MentisPoo
         return QueueTimeout(said.message)
     if said.kind == "died":
         return SandboxDied(said.message, sandbox_id, said.signal, said.exit_code)
+    if said.exceeded is not None:
+        over = said.exceeded
+        return ResourceLimitExceeded(over.which, over.limit, over.used, sandbox_id)
     if said.kind == "payload":
         return PayloadError(said.message)
     if said.kind == "unreachable":
@@ -485,6 +494,9 @@ def call_outcome(
     pickled, failure = record.take_pickled()
     error: BaseException | None = result.error
     if error is not None and (pickled is None or not isinstance(error, CellError)):
+        return None, error
+    if isinstance(error, ResourceLimitExceeded):
+        # It is what the call raised as well, and says more.
         return None, error
     if pickled is None:
         return None, ProtocolError("the sandbox gave no result of the call")

@@ -33,6 +33,8 @@ from mentis_pool.pool_stream import (
     Closed,
     Command,
     Event,
+    Measure,
+    Measured,
     Open,
     Refused,
     Run,
@@ -148,6 +150,9 @@ class V1Connection:
         elif isinstance(command, Open):
             self._opened[command.lane] = command
             self._lanes.open(command.lane, command.state == "session")
+        elif isinstance(command, Measure):
+            self._events.append(Measured(command.number, None))
+            self._wake()
         elif isinstance(command, Begin):
             self._lanes = Lanes(command.most)
         return []

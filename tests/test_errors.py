@@ -24,6 +24,7 @@ from mentis_pool.errors import (
     ProtocolError,
     QueueFull,
     QueueTimeout,
+    ResourceLimitExceeded,
     RuntimeRejected,
     RuntimeUnavailable,
     SandboxDied,
@@ -32,6 +33,7 @@ from mentis_pool.errors import (
     cell_error,
     cell_error_class,
     in_words,
+    limit_told,
 )
 from mentis_pool.results import CellResult, Usage
 
@@ -65,6 +67,10 @@ MADE = [
     SandboxError("failed", "s1"),
     SandboxDied("killed", "s1", signal=9),
     SandboxDied("exited", None, exit_code=0),
+    ResourceLimitExceeded("memory", 512 << 20, 600 << 20, "s1"),
+    ResourceLimitExceeded("disk", 100),
+    limit_told("memory", 512 << 20, "s1", cell_error("MemoryError", "", "Traceback")),
+    limit_told("memory", 100, None, cell_error("_ArrayMemoryError", "no", "Traceback", False)),
     OutcomeUnknown("gone", "s1"),
     RuntimeUnavailable("none"),
     RuntimeRejected("no"),
@@ -353,3 +359,38 @@ def test_any_exception_can_be_put_in_words():
 def test_no_error_has_a_result_of_its_own():
     assert all(inspect.getattr_static(type(e), "result", None) is None for e in MADE)
     assert MentisPoolError().result is None
+
+
+# ── limits ──────────────────────────────────────────────────────────────────
+
+
+def test_a_limit_that_the_cell_was_told_of_is_what_it_was_told_as_well():
+    error = limit_told("memory", 512 << 20, "s1", cell_error("MemoryError", "", "Traceback…"))
+    assert isinstance(error, ResourceLimitExceeded)
+    assert isinstance(error, CellError)
+    assert isinstance(error, MemoryError)
+    assert (error.which, error.limit, error.used) == ("memory", 512 << 20, None)
+    assert (error.name, error.traceback, error.sandbox_id) == ("MemoryError", "Traceback…", "s1")
+    assert str(error).startswith("MemoryError (")
+    assert "Limits(memory=" in str(error)
+    assert repr(error).startswith("<ResourceLimitExceeded MemoryError")
+
+
+def test_one_that_a_class_of_the_cells_own_told_of_is_no_builtin():
+    told = cell_error("MemoryError", "mine", "", builtin=False)
+    error = limit_told("memory", 100, None, told)
+    assert isinstance(error, ResourceLimitExceeded)
+    assert not isinstance(error, MemoryError)
+
+
+def test_a_limit_is_named_with_what_was_used_and_how_to_allow_more():
+    error = ResourceLimitExceeded("memory", 512 << 20, 600 << 20, "s1")
+    assert (error.which, error.limit, error.used, error.sandbox_id) == (
+        "memory",
+        512 << 20,
+        600 << 20,
+        "s1",
+    )
+    for part in ("600 MiB", "512 MiB", "SandboxExecutor(limits=Limits(memory=…))"):
+        assert part in str(error)
+    assert not isinstance(error, CellError)

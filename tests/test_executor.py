@@ -21,8 +21,10 @@ from mentis_pool import (
     CellFuture,
     CellResult,
     CellTimeout,
+    Limits,
     Opaque,
     PayloadError,
+    ResourceLimitExceeded,
     RuntimeUnavailable,
     SandboxDied,
     SandboxExecutor,
@@ -552,3 +554,22 @@ def test_the_timeout_counts_running_not_waiting(executor):
     slow = [executor.submit("import time; time.sleep(0.5)") for _ in range(2)]
     assert executor.options(timeout=0.4).submit("1").result().text == "1"
     assert all(future.result().ok for future in slow)
+
+
+def test_limits_are_limits():
+    with pytest.raises(TypeError, match="limits must be a Limits, not str '512M'"):
+        SandboxExecutor(1, limits="512M")
+
+
+def test_a_served_runtime_tells_what_its_sandboxes_use_and_holds_limits(served):
+    url, token = served
+    limits = Limits("100M")
+    with SandboxExecutor(1, runtime=url, token=token, limits=limits, timeout=60) as executor:
+        error = executor.submit("x = bytearray(400 << 20)").exception()
+        assert isinstance(error, ResourceLimitExceeded)
+        assert error.which == "memory"
+        future = executor.options(task_id="mine").submit("import time; time.sleep(1)")
+        next(future.observations())
+        (used,) = executor.stats().values()
+        assert used.task_id == "mine"
+        assert 0 < used.memory < 100 << 20

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mentis_pool.errors import ProtocolError
+from mentis_pool.limits import Limits, Which
 from mentis_pool.observations import (
     Bundle,
     Cut,
@@ -17,6 +18,7 @@ from mentis_pool.observations import (
     End,
     Error,
     ErrorKind,
+    Exceeded,
     Failure,
     Part,
     Result,
@@ -33,6 +35,9 @@ from mentis_pool.pool_stream import (
     Command,
     Credit,
     Event,
+    InUse,
+    Measure,
+    Measured,
     Open,
     Opened,
     PickledCall,
@@ -58,6 +63,9 @@ bundles = st.builds(
     Bundle, st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.binary())
 )
 maybe_text = st.none() | st.text()
+exceeded = st.builds(
+    Exceeded, st.sampled_from(get_args(Which)), numbers | seconds, st.none() | numbers | seconds
+)
 observations = st.one_of(
     st.builds(Start, seconds, numbers),
     st.builds(Stream, streams, st.binary()),
@@ -72,6 +80,7 @@ observations = st.one_of(
         st.none() | st.builds(Failure, st.text(), st.text(), st.text()),
         st.none() | st.binary(),
         st.none() | st.integers(-64, 255),
+        st.none() | exceeded,
     ),
     st.builds(Part, st.binary()),
     st.builds(
@@ -80,6 +89,7 @@ observations = st.one_of(
         st.text(),
         st.none() | st.integers(0, 255),
         st.none() | st.integers(0, 255),
+        st.none() | exceeded,
     ),
     st.builds(End, seconds, seconds, st.none() | numbers),
 )
@@ -90,6 +100,12 @@ each_event = st.one_of(
     st.builds(Closed, numbers, st.text(), st.booleans()),
     st.builds(Refused, numbers, st.text()),
     st.builds(Broken, st.text(), st.text(), st.text()),
+    st.builds(
+        Measured,
+        numbers,
+        st.none()
+        | st.lists(st.builds(InUse, numbers, numbers, seconds, numbers, st.none() | numbers)),
+    ),
 )
 works = st.one_of(
     st.builds(
@@ -109,6 +125,7 @@ each_command = st.one_of(
         st.sampled_from(["fresh", "reuse", "session"]),
         st.none() | numbers,
         st.none() | works,
+        st.none() | st.just(Limits("1.5G", cpu_seconds=2, disk=None)),
     ),
     st.builds(
         Run,
@@ -126,14 +143,15 @@ each_command = st.one_of(
     st.builds(Close, numbers, st.text()),
     st.builds(Cancel, numbers),
     st.builds(Signal, numbers, st.integers(0, 64)),
+    st.builds(Measure, numbers),
 )
 
 CELLS = Cells([b"1"], {"x": b"p"}, [b"script.py"])
 RUN = Run(1, 2, CELLS, b"in", 1.5, 2.5, 10, None)
 
 # In the order of their tags.
-COMMANDS = (Open, Run, Credit, Close, Cancel, Signal, Begin)
-EVENTS = (Welcome, Said, Opened, Closed, Refused, Broken)
+COMMANDS = (Open, Run, Credit, Close, Cancel, Signal, Begin, Measure)
+EVENTS = (Welcome, Said, Opened, Closed, Refused, Broken, Measured)
 WORKS = (Cells, PickledCall, Shell)
 
 
@@ -376,18 +394,20 @@ SAMPLE = Sender().frame(
         Said(2, Part(b"p")),
         Closed(2, "why"),
         Broken("why", "t", "o"),
+        Measured(3, [InUse(1, 2, 0.5, 3, 4)]),
     ],
     3,
 )
 RUN_SAMPLE = Sender().frame(
     [
         Begin(2),
-        Open(2, "fresh", 5, PickledCall(b"c")),
+        Open(2, "fresh", 5, PickledCall(b"c"), Limits()),
         RUN,
         Run(2, 2, Shell(b"ls")),
         Credit(1, 5),
         Signal(1, 2),
         Cancel(1),
+        Measure(3),
     ],
     3,
 )

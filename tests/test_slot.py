@@ -9,6 +9,7 @@ import signal
 import pytest
 from msgspec.structs import replace
 
+from mentis_pool.limits import Limits
 from mentis_pool.mentis_v1 import (
     STILL_RUNS,
     EndObservation,
@@ -544,11 +545,19 @@ def test_an_unknown_action_is_not_judged_while_another_answer_is_awaited():
     [
         (Open(1, "reuse", tasks=3), "max_tasks_per_child="),
         (Open(1, "reuse", initializer=Cells([b"x"])), "initializer="),
+        (Open(1, "reuse", limits=Limits("1G")), "limits="),
     ],
 )
 def test_what_a_lane_asks_for_that_v1_does_not_have_is_named(opened, name):
     slot = Slot(1, opened, 0.0)
     assert name in outcome(told(slot.run(a_run(), TOKEN, 1.0))).message
+
+
+def test_limits_that_were_not_asked_for_are_not_missed():
+    slot = Slot(1, Open(1, "reuse", limits=Limits()), 0.0)
+    slot.open(0.0)
+    slot.made("S1", 1.0)
+    assert len(of(Post, slot.run(a_run(), TOKEN, 1.0))) == 1
 
 
 # ── what is not wanted any more ─────────────────────────────────────────────

@@ -20,6 +20,7 @@ from mentis_pool.errors import (
     PayloadError,
     ProtocolError,
     QueueTimeout,
+    ResourceLimitExceeded,
     RuntimeRejected,
     RuntimeUnavailable,
     SandboxDied,
@@ -33,6 +34,7 @@ from mentis_pool.observations import (
     End,
     Error,
     ErrorKind,
+    Exceeded,
     Failure,
     Part,
     Result,
@@ -676,6 +678,45 @@ def test_what_was_used_is_told():
     result = result_of(Result(), End(1.5, 0.25, 1000), queued=0.5)
     assert result.usage == Usage(queued=0.5, running=1.5, cpu=0.25, peak_memory=1000)
     assert result_of(Result(), queued=0.5).usage == Usage(queued=0.5)
+
+
+def test_a_limit_is_an_error_of_its_own_with_all_until_then():
+    over = Exceeded("memory", 100, 150)
+    said = Error("limit", "it used too much", exceeded=over)
+    result = result_of(Stream(OUT, b"until then"), said, End(1.0), sandbox_id="s")
+    error = result.error
+    assert isinstance(error, ResourceLimitExceeded)
+    assert (error.which, error.limit, error.used) == ("memory", 100, 150)
+    assert error.sandbox_id == "s"
+    assert error.result.stdout == "until then"
+
+
+def test_a_limit_that_an_exception_tells_of_is_both():
+    failure = Failure("MemoryError", "", "Traceback…", True)
+    result = result_of(Result(failure=failure, exceeded=Exceeded("memory", 100)), sandbox_id="s")
+    assert isinstance(result.error, ResourceLimitExceeded)
+    assert isinstance(result.error, MemoryError)
+    assert (result.error.sandbox_id, result.error.traceback) == ("s", "Traceback…")
+
+
+def test_a_call_over_a_limit_is_told_so_and_not_rebuilt():
+    record = Record()
+    failure = Failure("MemoryError", "", "Traceback…", True)
+    record.add(Result(pickled=b"p", failure=failure, exceeded=Exceeded("memory", 100)))
+    record.add(End(1.0))
+    result = outcome(record.said, queued=0.0)
+    value, error = call_outcome(record, result, lambda pickled: pytest.fail("it was rebuilt"))
+    assert value is None
+    assert error is result.error
+    assert isinstance(error, ResourceLimitExceeded)
+
+
+def test_a_task_over_a_limit_is_not_run_again():
+    task = a_task(retries=2, idempotent=True)
+    task.sent(1)
+    task.observe(Start(1.0), 1.0)
+    task.observe(Error("limit", "too much", exceeded=Exceeded("memory", 100, 150)), 2.0)
+    assert task.again is None
 
 
 def test_where_it_ran_is_told():

@@ -15,6 +15,7 @@ from fakes import OriginalRuntime
 from mentis_pool import (
     BrokenSandboxPool,
     CellTimeout,
+    Limits,
     OutcomeUnknown,
     QueueFull,
     RuntimeRejected,
@@ -433,6 +434,17 @@ def test_an_option_that_v1_does_not_have_is_named(original, option):
         assert f"{option}=" in str(error)
         assert executor.submit("1").result(10).ok
     assert all(body["code"].endswith("\n1") for body in original.posts())
+
+
+def test_limits_and_what_is_used_are_not_known_there(original):
+    with executor_at(original, limits=Limits("1G")) as executor:
+        error = executor.submit("1").exception(10)
+        assert isinstance(error, RuntimeRejected)
+        assert "limits=" in str(error)
+    with executor_at(original) as executor:
+        assert executor.submit("1").result(10).ok
+        with pytest.raises(RuntimeRejected, match="does not tell"):
+            executor.stats()
 
 
 def test_preload_is_not_for_a_runtime_elsewhere(original):

@@ -42,6 +42,10 @@ class Action:
         self._bounds: dict[StreamName, StreamBound] = {}
         """Of streams that something was written to."""
         self._unconfirmed = 0
+        self.written = 0
+        """Bytes of output so far, whether passed on or not."""
+        self.over = False
+        """Whether that was more than it may write, and was said."""
         self._displays_left = DISPLAY_LIMIT if run.max_output is None else run.max_output
         self._least_cost = min(256, self._displays_left // 8)
         self._displays_cut = 0
@@ -64,6 +68,7 @@ class Action:
     def output(self, stream: StreamName, data: bytes) -> list[Observation]:
         """Its worker, or a child of that, wrote this."""
         self._unconfirmed += len(data)
+        self.written += len(data)
         if stream not in self._bounds:
             # With a window every piece is passed on: the reader bounds what it keeps.
             limit = self.run.max_output if self.run.window is None else None

@@ -15,6 +15,7 @@ import tempfile
 import time
 from typing import NoReturn
 
+from mentis_pool.limits import Limits
 from mentis_pool.runtime import grounds, posix, wire, worker
 
 TRACKER_PATIENCE = 1.0
@@ -22,12 +23,17 @@ TRACKER_PATIENCE = 1.0
 
 
 def main(
-    sock: socket.socket, stdout: int, stderr: int, directory: str, ground: grounds.Ground
+    sock: socket.socket,
+    stdout: int,
+    stderr: int,
+    directory: str,
+    ground: grounds.Ground,
+    limits: Limits,
 ) -> None:
     """Be the init of a sandbox, until the supervisor closes ``sock``."""
     os.setsid()
     ground.settle(directory)
-    Init(sock, worker.Worker(stdout, stderr, os.environ["PWD"]), ground).run()
+    Init(sock, worker.Worker(stdout, stderr, os.environ["PWD"], limits), ground).run()
 
 
 class Init:
@@ -137,6 +143,7 @@ class Init:
                 writers.append(writer)
             pid = os.fork()
             if pid == 0:
+                self._template.limit()
                 _be_command(command, writers, parent, self._ground)
             # Before anybody may want to signal it; the child does the same.
             os.setpgid(pid, pid)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import os
 import signal
 import socket
+import struct
 import sys
 
 KEEPS_PACKETS = sys.platform == "linux"
 """Whether `packets` stay apart; macOS has no such sockets."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred: pid, uid, gid."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -20,6 +25,32 @@ def packets() -> tuple[socket.socket, socket.socket]:
     """A socket to write packets to, and one where each is read by itself."""
     kind = socket.SOCK_SEQPACKET if KEEPS_PACKETS else socket.SOCK_STREAM
     return socket.socketpair(socket.AF_UNIX, kind)
+
+
+def name_sender(sock: socket.socket) -> None:
+    """Have the kernel say with each message from whom it is (SO_PASSCRED of unix(7), Linux)."""
+    if sys.platform == "linux":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int], int]:
+    """Bytes, the descriptors that came along (``most`` at most), and the pid of their sender.
+
+    The pid is what the sender is called here, whatever pid namespace it is in; 0 where
+    it is not known.
+    """
+    fds = array.array("i")
+    pid = 0
+    room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(most * fds.itemsize)
+    data, ancillary, _, _ = sock.recvmsg(size, room)
+    for level, kind, value in ancillary:
+        if level != socket.SOL_SOCKET:
+            continue
+        if kind == socket.SCM_RIGHTS:
+            fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
+        elif sys.platform == "linux" and kind == socket.SCM_CREDENTIALS:
+            pid = _CREDENTIALS.unpack(value)[0]
+    return data, list(fds), pid
 
 
 def die_with_parent(parent: int) -> None:

@@ -42,6 +42,8 @@ from mentis_pool.pool_stream import (
     Command,
     Credit,
     Event,
+    Measure,
+    Measured,
     Open,
     Opened,
     Refused,
@@ -241,6 +243,9 @@ class Session:
             self._lanes.open(command.lane, command.state == "session")
         elif isinstance(command, Close):
             self._carry_out(self._lanes.close(command.lane, command.reason))
+        elif isinstance(command, Measure):
+            used = [sandbox.in_use() for sandbox in self._sandboxes.values()]
+            self._put(Measured(command.number, used))
         elif isinstance(command, Begin):
             self._lanes = Lanes(command.most)
 

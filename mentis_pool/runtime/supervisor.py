@@ -33,21 +33,27 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+import msgspec
+
+from mentis_pool import limits
 from mentis_pool.errors import ProtocolError
+from mentis_pool.limits import Limits
 from mentis_pool.observations import (
     Cut,
     Display,
     End,
     Error,
+    Exceeded,
     Observation,
     Part,
     Result,
     StreamName,
 )
-from mentis_pool.pool_stream import Cells, Open, PickledCall, Run, Standing
+from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Run, Standing
 from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import isolation, posix, wire
 from mentis_pool.runtime.action import Action, death
+from mentis_pool.runtime.watch import Watch
 
 GRACE = 0.5
 """Seconds that a cell has between the interrupt and the kill."""
@@ -127,6 +133,8 @@ class Channel(Generic[M]):
         """Whether the other side has to read before more can be sent."""
         self.fds: deque[int] = deque()
         """Descriptors that came along, in their order."""
+        self.sender = 0
+        """The pid of the other side, where it is known."""
         self._paused = False
         self._loop.add_reader(sock, self.read)
 
@@ -146,7 +154,7 @@ class Channel(Generic[M]):
         """Take what has arrived, if anything has."""
         try:
             if self._with_fds:
-                data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, 8)
+                data, fds, self.sender = posix.receive(self._sock, _CHUNK, 8)
                 self.fds.extend(fds)
             else:
                 data = self._sock.recv(_CHUNK)
@@ -315,6 +323,8 @@ class _Command:
         self.listener = listener
         self.pid = 0
         self.timed_out = False
+        self.over = ""
+        """What it used too much of, in words."""
         self._timeout = timeout
         self._sandbox = sandbox
         self._loop = asyncio.get_running_loop()
@@ -377,7 +387,7 @@ class _Command:
             self._timer.cancel()
         if self.timed_out:
             reason = f"the command ran for more than {self._timeout:g} s"
-        self.listener.ended(status, reason)
+        self.listener.ended(status, self.over or reason)
 
 
 class _Worker:
@@ -395,6 +405,8 @@ class _Worker:
         self.tasks = 0
         self.said: Error | None = None
         """What is to be said when it is dead."""
+        self.cpu_seconds = 0.0
+        """What its tasks have used, as far as they said."""
         self.signalled = False
         """Whether a signal was sent, which must not reach another cell."""
         self.channel: Channel[wire.FromWorker] = Channel(
@@ -431,6 +443,7 @@ class Sandbox:
         self._signals = 0
         """Signals that the init has not sent yet."""
         self._listener = listener
+        self._limits = opened.limits or Limits.none()
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.time()
         self._directory = os.path.join(supervisor.directory, f"s-{secrets.token_hex(4)}")
@@ -458,6 +471,7 @@ class Sandbox:
         self._signal_timer: asyncio.TimerHandle | None = None
         self._pipes: dict[StreamName, int] = {}
         self._paused: set[StreamName] = set()
+        self._usage = Watch(self._limits, self._directory, self._exceeded, self._spare_pid)
         self._init = self._start()
         self._fork()
 
@@ -470,6 +484,7 @@ class Sandbox:
                 os.mkdir(self._directory, mode=0o700)
                 isolation.prepare(self._directory)
             sock, far = socket.socketpair()
+            posix.name_sender(sock)
             ours.callback(sock.close)
             theirs.callback(far.close)
             fds = [far.fileno()]
@@ -485,7 +500,7 @@ class Sandbox:
                 except OSError:
                     pass
                 self._pipes[name] = reader
-            self._supervisor.fork_init(self._directory, fds)
+            self._supervisor.fork_init(self._directory, self._limits, fds)
             ours.pop_all()
         for name in self._pipes:
             self._watch(name)
@@ -508,6 +523,7 @@ class Sandbox:
         self._cancel_fork_timer()
         self._cancel_signal_timer()
         self._cancel_hurry()
+        self._usage.close()
         action, self._action = self._action, None
         if action is not None:
             self._drain(action)
@@ -529,6 +545,7 @@ class Sandbox:
 
     def _told(self, message: wire.FromInit) -> None:
         """The init says what became of a worker."""
+        self._usage.found(self._init.sender)
         if isinstance(message, wire.Forked):
             self._forked(message.pid)
         elif isinstance(message, wire.Died):
@@ -592,6 +609,7 @@ class Sandbox:
         """Run a shell command now, besides whatever else runs."""
         number = next(self._numbers)
         self._commands[number] = _Command(listener, timeout, self)
+        self._usage.look_on()
         self._init.send(wire.Execute(number, command, directory, environment))
 
     def kill_command(self, command: _Command) -> None:
@@ -618,6 +636,7 @@ class Sandbox:
     def _executed(self, message: wire.Executed) -> None:
         fds = self._init.fds
         if len(fds) < 2:
+            self._usage.rest()
             self._commands.pop(message.number).end(
                 None, "there are no processes or descriptors left for a command"
             )
@@ -693,6 +712,7 @@ class Sandbox:
         """The worker begins to run this."""
         action = self._action = Action(run)
         worker.tasks += 1
+        self._usage.begin()
         for observation in action.begin(self._loop.time(), time.time(), self.number):
             self._listener.said(action.number, observation, self._prompt)
         self._limit(run)
@@ -837,8 +857,10 @@ class Sandbox:
     def _break(self, worker: _Worker, reason: str) -> None:
         """The worker that runs cannot give a result any more."""
         if reason == END_OF_FILE:
+            if worker.said is not None:
+                return  # it is being killed, and why is known
             # Most often it died, and the init will say how in a moment.
-            closed = worker.said or Error(
+            closed = Error(
                 "protocol", "the cell closed the connection of its process to the runtime"
             )
             self._set_timer(LAST_BREATH, lambda: self._kill(closed))
@@ -869,6 +891,7 @@ class Sandbox:
         for number, command in list(self._commands.items()):
             if command.pid == message.pid:
                 del self._commands[number]
+                self._usage.rest()
                 command.end(message.status)
                 return
         worker, spare = self._worker, self._spare
@@ -887,15 +910,17 @@ class Sandbox:
         # It died in one; of more than one it took what was not its turn.
         while self._action is not None and self._worker is worker:
             said = worker.said or death(message.status)
-            used = End(0.0, message.cpu_seconds, message.peak_memory)
+            cpu_seconds = max(0.0, message.cpu_seconds - worker.cpu_seconds)
+            used = End(0.0, cpu_seconds, message.peak_memory)
             self._finish(wire.Done(self._action.number, said, used, True))
         if self._worker is not worker or self._closed:
             return
+        how = (worker.said or death(message.status)).message
         if self._state == "session" and worker.tasks:
-            self._listener.state_lost(self, death(message.status).message)
+            self._listener.state_lost(self, how)
         self._start_deaths += 1
         if self._start_deaths >= _START_DEATHS:
-            self._lost(f"its workers die at once: {death(message.status).message}")
+            self._lost(f"its workers die at once: {how}")
         else:
             self._retire(worker)
 
@@ -916,11 +941,15 @@ class Sandbox:
         if done.unread:
             self._drain(action)
         self._action = None
+        worker.cpu_seconds += done.used.cpu_seconds
         worker.channel.resume()
         session = self._state == "session"
         # A script has ended as a process does: its threads and exit handlers are through.
         script = isinstance(action.run.work, Cells) and action.run.work.argv is not None
-        spoiled = worker.signalled and not session
+        said = self._judged(action, done.said)
+        # What reached a limit may hold what the next one needs.
+        full = isinstance(said, Result) and said.exceeded is not None
+        spoiled = (worker.signalled or full) and not session
         # What a dead one has begun besides is said first to have ended.
         dead = worker.dead and not self._ahead
         renewed = script or spoiled or self._is_last(worker) or dead
@@ -935,7 +964,7 @@ class Sandbox:
             if done.unread:
                 worker.channel.send_byte()
         # Only now: whoever hears of the end may give the next run.
-        self._end(action, done.said, done.used, worker)
+        self._end(action, said, done.used, worker)
         self.resume()
         self._next()
 
@@ -955,6 +984,9 @@ class Sandbox:
         self, action: Action, said: Result | Error, used: End, worker: _Worker | None = None
     ) -> None:
         """All is said of an action; what the worker took next has begun."""
+        cpu_seconds, peak = self._usage.finish()
+        cpu_seconds = max(used.cpu_seconds, cpu_seconds)
+        used = End(0.0, cpu_seconds, max(used.peak_memory or 0, peak) or None)
         self._say(action, action.finish(said, used, self._loop.time()))
         lost: deque[Run] = deque()
         if worker is None or worker is not self._worker:
@@ -973,10 +1005,44 @@ class Sandbox:
         self._retiring = True
         worker.close()
         self._worker = None
-        self._init.send(wire.Retire(worker.pid, self._state == "session"))
+        over = worker.said and worker.said.exceeded
+        # Files that are too many would end the next cell as well.
+        files_stay = self._state == "session" and not (over and over.which == "disk")
+        self._init.send(wire.Retire(worker.pid, files_stay))
         if self._spare is None:
             self._fork()
         self._set_timer(PATIENCE, self._give_up)
+
+    # ── limits ──────────────────────────────────────────────────────────────
+
+    def in_use(self) -> InUse:
+        """What it uses now."""
+        memory, cpu_seconds, processes = self._usage.use()
+        action = None if self._action is None else self._action.number
+        return InUse(self.number, memory, cpu_seconds, processes, action)
+
+    def _spare_pid(self) -> int:
+        return 0 if self._spare is None else self._spare.pid
+
+    def _exceeded(self, over: Exceeded) -> None:
+        """It uses more than it may: all of it ends that is not the runtime's."""
+        message = limits.message(over.which, over.limit, over.used)
+        for command in self._commands.values():
+            command.over = message
+            self.kill_command(command)
+        self._recall()
+        self._kill(Error("limit", message, exceeded=over))
+
+    def _judged(self, action: Action, said: Result | Error) -> Result | Error:
+        """How a run ended; where that tells of a limit, with its name, whatever the worker says."""
+        if not isinstance(said, Result):
+            return said
+        over = None
+        if said.failure is not None:
+            which = limits.told_by(self._limits, said.failure.name, said.failure.value)
+            if which is not None:
+                over = Exceeded(which, getattr(self._limits, which))
+        return said if said.exceeded == over else msgspec.structs.replace(said, exceeded=over)
 
     # ── output ──────────────────────────────────────────────────────────────
 
@@ -997,6 +1063,10 @@ class Sandbox:
             self._paused.add(name)
             return
         self._read(name, self._action)
+        action, most = self._action, self._limits.output
+        if action is not None and most is not None and action.written > most and not action.over:
+            action.over = True
+            self._exceeded(Exceeded("output", most, action.written))
 
     def resume(self) -> None:
         """There may be room again for output."""
@@ -1108,9 +1178,9 @@ class Supervisor:
         self._sandboxes.add(sandbox)
         return sandbox
 
-    def fork_init(self, directory: str, fds: list[int]) -> None:
+    def fork_init(self, directory: str, its: Limits, fds: list[int]) -> None:
         """Have the zygote fork an init with these descriptors."""
-        request = wire.pack(wire.NewSandbox(directory))
+        request = wire.pack(wire.NewSandbox(directory, its))
         if self._zygote_socket.fileno() != -1:
             # The zygote does nothing but read this; it waits while its buffer of
             # some hundred requests is full.

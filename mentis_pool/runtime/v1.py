@@ -25,6 +25,7 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from mentis_pool import mentis_v1
+from mentis_pool.limits import Limits
 from mentis_pool.observations import End, Error, Observation, Start, StreamName
 from mentis_pool.pool_stream import Cells, Open, Run
 from mentis_pool.runtime.registry import Conflict, Missing, Registry, Space
@@ -120,7 +121,7 @@ class _Box:
         self.streams: set[_Stream] = set()
         self._cells: dict[int, _Cell] = {}
         self._count = 0
-        self._sandbox = supervisor.open(0, Open(0, "session"), self)
+        self._sandbox = supervisor.open(0, Open(0, "session", limits=Limits()), self)
 
     def described(self) -> dict[str, Any]:
         """As v1 shows it."""

@@ -11,6 +11,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 from mentis_pool.errors import ProtocolError
+from mentis_pool.limits import Limits
 from mentis_pool.observations import Cut, Display, End, Error, Part, Result
 from mentis_pool.pool_stream import Work
 
@@ -28,9 +29,10 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class NewSandbox(_Message, tag=0, frozen=True):
-    """Fork the init of a sandbox; its files go below this directory."""
+    """Fork the init of a sandbox; its files go below this directory, and these are its limits."""
 
     directory: str
+    limits: Limits = Limits.none()
 
 
 class EndSandbox(_Message, tag=3, frozen=True):

@@ -21,6 +21,7 @@ import termios
 import time
 from typing import Any, TextIO
 
+from mentis_pool.limits import HEADROOM, Limits
 from mentis_pool.observations import Cut, Display, End, Error, Failure, Part, Result
 from mentis_pool.pool_stream import Cells, PickledCall, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
@@ -41,7 +42,8 @@ class Worker:
     little more than the cell itself.
     """
 
-    def __init__(self, stdout: int, stderr: int, work: str) -> None:
+    def __init__(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
+        self._limits = limits
         self._work = work
         self._written: int | None = None
         """The file for what the initializer writes."""
@@ -71,6 +73,7 @@ class Worker:
         self._pid = os.getpid()
         self._sock = sock
         self._written = written
+        self.limit()
         # Forked processes would all draw the same numbers; `random` sees to itself.
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:
@@ -79,6 +82,27 @@ class Worker:
         while data := runs.recv(wire.PACKET):
             for command in self._commands.feed(data):
                 self._obey(command)
+
+    def limit(self) -> None:
+        """In a forked process, for good: what the kernel itself can hold of the limits.
+
+        What one process reserves of private memory (RLIMIT_DATA, which unlike RLIMIT_AS
+        leaves out what is mapped and never can be written), its descriptors and the size
+        of its files; the rest is for the supervisor to watch.
+        """
+        memory = self._limits.memory
+        if memory is not None:
+            # What it has already is the zygote's.
+            memory += HEADROOM + _data_size()
+        for kind, most in (
+            (resource.RLIMIT_DATA, memory),
+            (resource.RLIMIT_NOFILE, self._limits.open_files),
+            (resource.RLIMIT_FSIZE, self._limits.file_size),
+        ):
+            if most is not None:
+                hard = resource.getrlimit(kind)[1]
+                most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+                resource.setrlimit(kind, (most, most))
 
     def _obey(self, command: wire.RunWork) -> None:
         begun = time.monotonic()
@@ -293,6 +317,15 @@ def _writer(fd: int) -> TextIO:
 def _cpu_seconds(own: resource.struct_rusage) -> float:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _data_size() -> int:
+    """Bytes of private memory that this process has reserved (proc(5), statm); 0 where none says."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[5]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _reset_peak() -> None:

@@ -120,7 +120,12 @@ class _Zygote:
                 from mentis_pool.runtime import init
 
                 init.main(
-                    socket.socket(fileno=sock), stdout, stderr, request.directory, self._ground
+                    socket.socket(fileno=sock),
+                    stdout,
+                    stderr,
+                    request.directory,
+                    self._ground,
+                    request.limits,
                 )
                 code = 0
             except BaseException:  # noqa: BLE001 - the last words of this process

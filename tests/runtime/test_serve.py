@@ -186,6 +186,17 @@ def test_a_command_has_a_directory_a_timeout_and_a_death(caller, box):
     assert run("kill -9 $$")[-2]["exit_code"] == 137
 
 
+def test_a_command_and_a_cell_over_a_limit_are_told_so(caller, box):
+    sandbox, stream = box
+    bomb = f"{sys.executable} -c 'x = bytearray(700 << 20)'"
+    said = until_end(stream, caller.run(sandbox, bomb, "run_shell_command"))
+    assert "Limits(memory=" in said[-2]["error"]
+    said = until_end(stream, caller.run(sandbox, "x = bytearray(700 << 20)"))
+    assert said[-2]["error_name"] == "ResourceLimitExceeded"
+    assert "Limits(memory=" in said[-2]["error_value"]
+    assert output(until_end(stream, caller.run(sandbox, "1"))).endswith(": 1\n")
+
+
 def test_a_command_outlives_the_cell_that_times_out_beside_it(caller, box):
     sandbox, stream = box
     command = caller.run(sandbox, "sleep 1.5; echo done", "run_shell_command")

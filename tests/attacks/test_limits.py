@@ -1,0 +1,377 @@
+"""Cells that use too much: each ends in time with the name of its limit, and harms nobody else.
+
+Each is shown to go through where the limit is taken away, so that it is the limit that holds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+
+import pytest
+
+from mentis_pool import CellError, Limits, MentisPoolError, ResourceLimitExceeded, SandboxExecutor
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the watch reads /proc")
+
+MIB = 1 << 20
+IN_TIME = 2.0
+"""Seconds within which a cell ends that goes over a limit, on a machine that has the time."""
+LIMITS = Limits(
+    "200M",
+    processes=40,
+    open_files=128,
+    file_size="20M",
+    disk="60M",
+    output="20M",
+)
+
+# Each is bounded: it does no harm where nothing holds it. It ends with the word "through".
+ATTACKS = {
+    "one allocation": ("memory", "b = bytearray(700 << 20)"),
+    "many allocations": ("memory", "kept = [bytearray(4 << 20) for _ in range(100)]"),
+    "a private mapping": (
+        "memory",
+        "import mmap\n"
+        "m = mmap.mmap(-1, 400 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "for i in range(0, len(m), 4096): m[i] = 1",
+    ),
+    "a shared mapping": (
+        "memory",
+        "import mmap\nm = mmap.mmap(-1, 600 << 20)\nfor i in range(0, len(m), 4096): m[i] = 1",
+    ),
+    "many processes together": (
+        "memory",
+        "import os, time\n"
+        "pids = []\n"
+        "for _ in range(6):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        b = bytearray(60 << 20)\n"
+        "        time.sleep(3)\n"
+        "        os._exit(0)\n"
+        "    pids.append(pid)\n"
+        "for pid in pids: os.waitpid(pid, 0)",
+    ),
+    "processes that left the group": (
+        "memory",
+        "import os, time\n"
+        "for _ in range(6):\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "        if os.fork() == 0:\n"
+        "            b = bytearray(60 << 20)\n"
+        "            time.sleep(3)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+        "time.sleep(3)",
+    ),
+    "a process that lets nobody look": (
+        "memory",
+        "import ctypes, os, time\n"
+        "pids = []\n"
+        "for _ in range(6):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n"
+        "        b = bytearray(60 << 20)\n"
+        "        time.sleep(3)\n"
+        "        os._exit(0)\n"
+        "    pids.append(pid)\n"
+        "for pid in pids: os.waitpid(pid, 0)",
+    ),
+    "a fork bomb": (
+        "processes",
+        "import os, time\n"
+        "for _ in range(80):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(2)\n"
+        "        os._exit(0)\n"
+        "time.sleep(2)",
+    ),
+    "a fork bomb of generations": (
+        "processes",
+        # 2**6 processes.
+        "import os, time\nfor _ in range(6): os.fork()\ntime.sleep(2)",
+    ),
+    "a thread bomb": (
+        "processes",
+        "import threading, time\n"
+        "threading.stack_size(256 << 10)\n"
+        "threads = [threading.Thread(target=time.sleep, args=(2,)) for _ in range(80)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()",
+    ),
+    "a descriptor bomb": ("open_files", "import os\nkept = [os.dup(1) for _ in range(300)]"),
+    "a large file": ("file_size", "open('f', 'wb').write(bytes(40 << 20))"),
+    "many files": (
+        "disk",
+        "import time\nfor i in range(20): open(f'f{i}', 'wb').write(bytes(5 << 20))\ntime.sleep(1)",
+    ),
+    "many empty files": (
+        "disk",
+        "import time\nfor i in range(20000): open(f'f{i}', 'wb').close()\ntime.sleep(4)",
+    ),
+    "a flood of output": (
+        "output",
+        "import os\nfor _ in range(800): os.write(1, b'x' * 65536)",
+    ),
+    "a flood of a child's output": (
+        "output",
+        "import subprocess, sys\n"
+        "subprocess.run(['head', '-c', str(50 << 20), '/dev/zero'], check=True)",
+    ),
+}
+
+
+COMPUTES = {
+    "one process that computes": "import time\nwhile time.process_time() < 1.5: pass",
+    "processes that compute": (
+        "import os, time\n"
+        "pids = []\n"
+        "for _ in range(4):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        while time.process_time() < 0.6: pass\n"
+        "        os._exit(0)\n"
+        "    pids.append(pid)\n"
+        "for pid in pids: os.waitpid(pid, 0)"
+    ),
+    "processes that nobody waits for": (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "for _ in range(5):\n"
+        "    if os.fork() == 0:\n"
+        "        while time.process_time() < 0.4: pass\n"
+        "        os._exit(0)\n"
+        # It waits until there is none left, and says that there is none.
+        "try:\n"
+        "    os.wait()\n"
+        "except ChildProcessError:\n"
+        "    pass"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def limited():
+    with SandboxExecutor(2, limits=LIMITS, timeout=60) as executor:
+        executor.run(["1"] * 2)
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def kept():
+    with SandboxExecutor(2, limits=LIMITS, timeout=60, state="reuse") as executor:
+        executor.run(["1"] * 2)
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def computing():
+    """On a busy machine other attacks take longer than this."""
+    with SandboxExecutor(2, limits=Limits(cpu_seconds=1.0), timeout=60) as executor:
+        executor.run(["1"] * 2)
+        yield executor
+
+
+def attack(executor, code):
+    """What became of it; a neighbour runs meanwhile."""
+    neighbour = executor.submit("import time\ntime.sleep(0.3)\nsum(range(1000))")
+    cell = executor.submit(f"print('begun', flush=True)\n{code}\n'through'")
+    error = cell.exception()
+    assert neighbour.result().value == 499500
+    assert executor.submit("6 * 7").result().value == 42
+    return cell, error
+
+
+@pytest.mark.parametrize("state", ["limited", "kept"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_cell_over_a_limit_ends_in_time_with_its_name(request, state, name):
+    which, code = ATTACKS[name]
+    cell, error = attack(request.getfixturevalue(state), code)
+    assert isinstance(error, ResourceLimitExceeded), error
+    assert (error.which, error.limit) == (which, getattr(LIMITS, which))
+    assert error.used is None or error.used > error.limit
+    assert "begun" in error.result.stdout
+    assert error.sandbox_id == cell.sandbox_id
+    if which != "disk":
+        # How long it takes to write depends on the machine.
+        assert error.result.usage.running < IN_TIME
+
+
+@pytest.mark.parametrize("name", COMPUTES)
+def test_a_cell_that_computes_for_too_long_ends_soon_after(computing, name):
+    cell, error = attack(computing, COMPUTES[name])
+    assert isinstance(error, ResourceLimitExceeded), error
+    assert (error.which, error.limit) == ("cpu_seconds", 1.0)
+    assert 1.0 < error.used < 1.5
+    assert error.result.usage.cpu >= error.used
+    assert "begun" in error.result.stdout
+    assert error.sandbox_id == cell.sandbox_id
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *COMPUTES])
+def test_it_goes_through_where_there_is_no_such_limit(name):
+    which, code = ATTACKS[name] if name in ATTACKS else ("cpu_seconds", COMPUTES[name])
+    # No other one is what held it.
+    given = {f.name: getattr(LIMITS, f.name) for f in dataclasses.fields(LIMITS)}
+    limits = Limits(**{**given, which: None})
+    if which == "processes":
+        limits = Limits(None, processes=None)
+    with SandboxExecutor(2, limits=limits, timeout=60) as executor:
+        if name == "a fork bomb of generations":
+            # Each of them comes to the cell's end, and one is the cell.
+            assert executor.submit(code).result().ok
+        else:
+            _, error = attack(executor, code)
+            assert error is None
+
+
+# ── what is the cell's own business ─────────────────────────────────────────
+
+
+def test_a_memory_error_that_the_cell_handles_is_its_own(limited):
+    code = "try:\n    b = bytearray(2 << 30)\nexcept MemoryError:\n    print('handled')\n1"
+    result = limited.submit(code).result()
+    assert (result.value, result.stdout) == (1, "handled\n")
+
+
+def test_one_that_it_does_not_handle_is_a_limit_and_a_memory_error(limited):
+    error = limited.submit("def f():\n    return bytearray(2 << 30)\nf()").exception()
+    assert isinstance(error, ResourceLimitExceeded)
+    assert isinstance(error, CellError)
+    assert isinstance(error, MemoryError)
+    assert "return bytearray(2 << 30)" in error.traceback
+
+
+def test_a_call_is_told_of_its_limit_too(limited):
+    error = limited.submit(bytearray, 2 << 30).exception()
+    assert isinstance(error, ResourceLimitExceeded)
+    assert isinstance(error, MemoryError)
+    assert limited.submit(pow, 2, 3).result() == 8
+
+
+def test_numpy_pandas_and_matplotlib_work_within_the_limits_that_nobody_named():
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
+    code = (
+        "import numpy as np, pandas as pd\n"
+        "import matplotlib.pyplot as plt\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "a = np.random.rand(100, 100)\n"
+        "with ThreadPoolExecutor(4) as threads:\n"
+        "    list(threads.map(lambda _: np.linalg.inv(a), range(8)))\n"
+        "pd.DataFrame(a).groupby(0).sum()\n"
+        "plt.plot(a[0]); plt.show()"
+    )
+    with SandboxExecutor(1) as executor:
+        result = executor.submit(code).result(60)
+    assert result.displays
+
+
+# ── sessions, and what goes on between tasks ────────────────────────────────
+
+
+def test_a_session_goes_on_after_a_limit(limited):
+    with limited.session() as session:
+        session.submit("x = 1").result()
+        with pytest.raises(ResourceLimitExceeded):
+            session.submit(ATTACKS["many processes together"][1]).result()
+        with pytest.raises(MentisPoolError):
+            session.submit("x").result()
+        assert session.submit("2").result().value == 2
+
+
+def test_files_that_were_too_many_do_not_end_the_next_cell_of_a_session(limited):
+    with limited.session() as session:
+        with pytest.raises(ResourceLimitExceeded):
+            session.submit(ATTACKS["many files"][1]).result()
+        with pytest.raises(MentisPoolError):
+            session.submit("1").result()
+        assert session.submit("import os, time; time.sleep(0.2); os.listdir()").result().value == []
+
+
+def test_what_a_session_left_running_is_watched(limited):
+    code = (
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    time.sleep(0.3)\n"
+        "    for _ in range(60):\n"
+        "        if os.fork() == 0: break\n"
+        "    time.sleep(30)\n"
+        "    os._exit(0)"
+    )
+    with limited.session() as session:
+        session.submit(code).result()
+        time.sleep(1.5)
+        with pytest.raises(MentisPoolError, match="Limits\\(processes"):
+            session.submit("1").result()
+        assert session.submit("1").result().value == 1
+
+
+# ── what is used ────────────────────────────────────────────────────────────
+
+
+def test_what_a_cell_used_is_that_of_all_its_processes(limited):
+    code = (
+        "import os, time\n"
+        "pids = []\n"
+        "for _ in range(2):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        b = bytearray(60 << 20)\n"
+        "        while time.process_time() < 0.2: pass\n"
+        "        time.sleep(0.5)\n"
+        "        os._exit(0)\n"
+        "    pids.append(pid)\n"
+        "for pid in pids: os.waitpid(pid, 0)"
+    )
+    usage = limited.submit(code).result().usage
+    assert 0.35 < usage.cpu < 1.0
+    assert 120 * MIB < usage.peak_memory < 200 * MIB
+
+
+def test_the_executor_tells_what_its_sandboxes_use_now(limited):
+    code = (
+        "import threading, time\n"
+        "b = bytearray(80 << 20)\n"
+        "threading.Thread(target=time.sleep, args=(0.8,)).start()\n"
+        "while time.process_time() < 0.2: pass\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(0.8)"
+    )
+    future = limited.options(task_id="mine").submit(code)
+    while "ready" not in future.stdout:
+        time.sleep(0.01)
+    used = limited.stats()
+    future.result()
+    assert set(used) >= {future.sandbox_id}
+    its = used[future.sandbox_id]
+    assert its.task_id == "mine"
+    assert 80 * MIB < its.memory < 160 * MIB
+    assert its.processes == 2
+    assert its.cpu > 0.2
+    assert limited.stats()[future.sandbox_id].task_id is None
+
+
+def test_nothing_is_used_before_the_first_submit():
+    with SandboxExecutor(1) as executor:
+        assert executor.stats() == {}
+
+
+def test_a_callback_cannot_ask(limited):
+    caught = []
+
+    def ask(_):
+        try:
+            limited.stats()
+        except RuntimeError as exc:
+            caught.append(exc)
+
+    future = limited.submit("import time; time.sleep(0.2)")
+    future.add_done_callback(ask)
+    future.result()
+    limited.submit("1").result()
+    assert "callback" in str(caught[0])
