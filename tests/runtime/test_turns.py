@@ -167,7 +167,7 @@ class Stage:
         self.sandboxes.append(supervisor.Sandbox(self, number, opened, listener))
         return self.sandboxes[-1]
 
-    def fork_init(self, _, fds):
+    def fork_init(self, _, __, fds):
         self.inits.append(Init(fds, self._pids))
 
     def kill_init(self, _):
