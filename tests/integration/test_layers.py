@@ -87,7 +87,7 @@ STARTS_RUNTIME = {
     "connection": ["local"],
     "executor": ["local"],
     "sandbox": ["local"],
-    "cli": ["serve", "standing"],
+    "cli": ["probe", "serve", "standing"],
 }
 RUNTIME_PURE = {"wire", "action", "registry", "seccomp", "wall"}
 
