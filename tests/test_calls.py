@@ -252,10 +252,10 @@ def test_the_working_directory_is_importable_where_the_script_is_elsewhere(tmp_p
     assert run_script([str(script)], tmp_path) == "2\n"
 
 
-def test_a_module_of_a_directory_that_is_new_in_sys_path_travels(executor, tmp_path, monkeypatch):
+def test_a_module_of_a_directory_that_is_new_in_sys_path_travels(executor, shown, monkeypatch):
     executor.submit(int).result()
-    (tmp_path / "came_late.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    (shown / "came_late.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(shown))
     import came_late
 
     assert executor.submit(came_late.function, 1).result() == 2
@@ -321,7 +321,7 @@ def step(path):
     print("after")
 
 
-def test_the_output_of_a_call_streams(executor, tmp_path):
+def test_the_output_of_a_call_streams(executor, shown):
     pieces = []
     heard = threading.Event()
 
@@ -329,12 +329,12 @@ def test_the_output_of_a_call_streams(executor, tmp_path):
         pieces.append(piece.text)
         heard.set()
 
-    future = executor.options(on_output=listen).submit(step, str(tmp_path / "go"))
+    future = executor.options(on_output=listen).submit(step, str(shown / "go"))
     assert heard.wait(10)
     assert pieces == ["before\n"]
     assert future.stdout == "before\n"
     assert future.running()
-    (tmp_path / "go").touch()
+    (shown / "go").touch()
     assert future.result() is None
     assert "".join(pieces) == future.stdout == "before\nafter\n"
 
@@ -616,15 +616,15 @@ def test_a_callable_that_cannot_be_rebuilt_in_the_sandbox_fails_its_future(
 
 @REBUILDING
 def test_a_module_that_cannot_be_imported_in_the_sandbox_fails_its_calls_alone(
-    executor, tmp_path, monkeypatch, how, kind, said
+    executor, shown, monkeypatch, how, kind, said
 ):
     name = f"imported_{how.replace(' ', '_')}"
-    (tmp_path / f"{name}.py").write_text(
+    (shown / f"{name}.py").write_text(
         f"import os, {__name__}\n"
         f"if os.getpid() != {os.getpid()}:\n    {__name__}.end_by({how!r})\n"
         "def function():\n    pass\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(shown)
     function = importlib.import_module(name).function
     is_refused(executor, executor.options(timeout=1).submit(function), kind, said)
 
@@ -705,12 +705,12 @@ def hold(path):
     return "held"
 
 
-def test_a_call_that_dies_touches_no_neighbour(executor, tmp_path):
-    neighbour = executor.submit(hold, str(tmp_path / "go"))
+def test_a_call_that_dies_touches_no_neighbour(executor, shown):
+    neighbour = executor.submit(hold, str(shown / "go"))
     behind = [executor.submit(add, i) for i in range(5)]
     for how in ("exits hard", "crashes"):
         is_refused(executor, executor.submit(end_by, how), SandboxDied, "process")
-    (tmp_path / "go").touch()
+    (shown / "go").touch()
     assert neighbour.result() == "held"
     assert [future.result() for future in behind] == [1, 2, 3, 4, 5]
 
