@@ -19,7 +19,6 @@ from fakes import OriginalRuntime, Script
 
 from mentis_pool import SandboxExecutor
 
-
 # What sandboxes of any test see, and read again and again: it is there before the first starts.
 _SHOWN = tempfile.mkdtemp(prefix="mp-shown-")
 sys.path.append(_SHOWN)
