@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
 import glob
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from fakes import OriginalRuntime, Script
 
 from mentis_pool import SandboxExecutor
+
+# What sandboxes of any test see, and read again and again: it is there before the first starts.
+_SHOWN = tempfile.mkdtemp(prefix="mp-shown-")
+sys.path.append(_SHOWN)
+atexit.register(shutil.rmtree, _SHOWN, ignore_errors=True)
+
+
+@pytest.fixture
+def shown():
+    """A directory that is seen in sandboxes, at the same path."""
+    return Path(tempfile.mkdtemp(dir=_SHOWN))
 
 
 def pytest_configure():

@@ -98,36 +98,36 @@ def test_submit_with_pow(executor):
     assert executor.submit(pow, 323, 1235).result() == 323**1235
 
 
-def test_wait_for_the_first_to_complete(executor, tmp_path):
-    waiting = executor.submit(slow, 1, str(tmp_path / "go"))
+def test_wait_for_the_first_to_complete(executor, shown):
+    waiting = executor.submit(slow, 1, str(shown / "go"))
     quick = executor.submit(square, 2)
     done, left = concurrent.futures.wait(
         [waiting, quick], return_when=concurrent.futures.FIRST_COMPLETED
     )
     assert (done, left) == ({quick}, {waiting})
-    (tmp_path / "go").touch()
+    (shown / "go").touch()
     assert concurrent.futures.wait([waiting, quick]) == ({waiting, quick}, set())
 
 
-def test_wait_for_the_first_exception(executor, tmp_path):
-    waiting = executor.submit(slow, 1, str(tmp_path / "go"))
+def test_wait_for_the_first_exception(executor, shown):
+    waiting = executor.submit(slow, 1, str(shown / "go"))
     failing = executor.submit(fail, 2)
     done, left = concurrent.futures.wait(
         [waiting, failing], timeout=20, return_when=concurrent.futures.FIRST_EXCEPTION
     )
     assert (done, left) == ({failing}, {waiting})
-    (tmp_path / "go").touch()
+    (shown / "go").touch()
     assert waiting.result() == 1
 
 
-def test_wait_and_as_completed_have_timeouts(executor, tmp_path):
-    waiting = executor.submit(slow, 1, str(tmp_path / "go"))
+def test_wait_and_as_completed_have_timeouts(executor, shown):
+    waiting = executor.submit(slow, 1, str(shown / "go"))
     assert concurrent.futures.wait([waiting], timeout=0.05) == (set(), {waiting})
     with pytest.raises(concurrent.futures.TimeoutError):
         list(concurrent.futures.as_completed([waiting], timeout=0.05))
     with pytest.raises(concurrent.futures.TimeoutError):
         waiting.result(0.05)
-    (tmp_path / "go").touch()
+    (shown / "go").touch()
     assert list(concurrent.futures.as_completed([waiting, waiting])) == [waiting]
 
 
@@ -155,14 +155,14 @@ def test_a_timeout_of_map(executor):
         next(results)
 
 
-def test_shutdown_cancels_what_waits(pool, tmp_path, eventually):
+def test_shutdown_cancels_what_waits(pool, shown, eventually):
     executor = pool(1)
-    running = executor.submit(slow, 1, str(tmp_path / "go"))
+    running = executor.submit(slow, 1, str(shown / "go"))
     waiting = [executor.submit(square, i) for i in range(50)]
     while not running.running():
         time.sleep(0.01)
     executor.shutdown(wait=False, cancel_futures=True)
-    (tmp_path / "go").touch()
+    (shown / "go").touch()
     assert running.result(20) == 1
     eventually(lambda: all(future.done() for future in waiting))
     # The process pool has a few under way.
@@ -203,22 +203,22 @@ def test_a_wrapped_future_is_awaited_and_as_completed(executor):
     assert asyncio.run(main()) == [0, 1, 4, 9, 16]
 
 
-def test_the_loop_stays_free_and_a_timeout_of_asyncio_works(executor, tmp_path):
+def test_the_loop_stays_free_and_a_timeout_of_asyncio_works(executor, shown):
     async def main():
         loop = asyncio.get_running_loop()
-        waiting = loop.run_in_executor(executor, slow, 1, str(tmp_path / "go"))
+        waiting = loop.run_in_executor(executor, slow, 1, str(shown / "go"))
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(waiting, 0.1)
-        (tmp_path / "go").touch()
+        (shown / "go").touch()
         return await loop.run_in_executor(executor, square, 5)
 
     assert asyncio.run(main()) == 25
 
 
-def test_cancelling_the_task_that_awaits_cancels_what_waits(pool, tmp_path):
+def test_cancelling_the_task_that_awaits_cancels_what_waits(pool, shown):
     async def main(executor):
         loop = asyncio.get_running_loop()
-        go = str(tmp_path / "go")
+        go = str(shown / "go")
         running = [executor.submit(slow, i, go) for i in range(10)]
         future = executor.submit(square, 1)
         task = asyncio.ensure_future(_awaited(future))
@@ -227,7 +227,7 @@ def test_cancelling_the_task_that_awaits_cancels_what_waits(pool, tmp_path):
         with pytest.raises(asyncio.CancelledError):
             await task
         assert future.cancelled()
-        (tmp_path / "go").touch()
+        (shown / "go").touch()
         await asyncio.gather(*map(asyncio.wrap_future, running))
         return await loop.run_in_executor(executor, square, 3)
 
@@ -239,9 +239,9 @@ async def _awaited(future):
     return await asyncio.wrap_future(future)
 
 
-def test_cancelling_the_task_that_awaits_leaves_what_runs(executor, tmp_path):
+def test_cancelling_the_task_that_awaits_leaves_what_runs(executor, shown):
     async def main():
-        future = executor.submit(slow, 1, str(tmp_path / "go"))
+        future = executor.submit(slow, 1, str(shown / "go"))
         while not future.running():
             await asyncio.sleep(0.01)
         task = asyncio.ensure_future(_awaited(future))
@@ -250,7 +250,7 @@ def test_cancelling_the_task_that_awaits_leaves_what_runs(executor, tmp_path):
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not future.cancelled()
-        (tmp_path / "go").touch()
+        (shown / "go").touch()
         return await asyncio.to_thread(future.result)
 
     assert asyncio.run(main()) == 1

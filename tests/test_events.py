@@ -70,7 +70,8 @@ def test_each_step_of_a_task_is_one_event_with_its_fields(own_temp, seen):
 
 
 def test_losses_and_retries_are_warnings(own_temp, seen):
-    with SandboxExecutor(max_workers=1, retries=1) as executor:
+    # Behind a wall no cell can end its sandbox.
+    with SandboxExecutor(max_workers=1, retries=1, isolation="process") as executor:
         future = executor.submit("import time; time.sleep(30)")
         next(future.observations())
         executor._engine._connection._runtime._process.kill()
@@ -85,7 +86,7 @@ UNCONFIGURED = """
 import logging, sys
 from mentis_pool import SandboxExecutor
 SETUP
-with SandboxExecutor(max_workers=1) as executor:
+with SandboxExecutor(max_workers=1, isolation="process") as executor:
     executor.run(["print(1)", "1/0", "import os; os._exit(1)"])
     WORSE
 """

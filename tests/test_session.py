@@ -502,7 +502,7 @@ def test_a_shell_command_has_limits_and_can_be_stopped(executor):
     error = executor.options(timeout=0.2).shell("echo begun; sleep 60").exception(BOUND)
     assert type(error) is CellTimeout
     assert error.result.stdout == "begun\n"
-    future = executor.shell("echo $$; sleep 60")
+    future = executor.shell(f"{family.SHELL_NAMED}; sleep 60")
     family.worker_of(future)
     assert future.kill()
     assert type(future.exception(BOUND)) is SandboxDied
@@ -522,7 +522,7 @@ def test_a_shell_command_of_a_session_that_is_stopped_keeps_its_state(session):
     session.submit("x = 1")
     error = session.options(timeout=0.2).shell("sleep 60").exception(BOUND)
     assert type(error) is CellTimeout
-    running = session.shell("echo $$; sleep 60")
+    running = session.shell(f"{family.SHELL_NAMED}; sleep 60")
     command = family.worker_of(running)
     assert session.interrupt()
     assert running.exception(BOUND).name == "KeyboardInterrupt"
