@@ -64,7 +64,7 @@ class _Pool:
 
     def wait(self) -> float | None:
         # The end may come together with what was said before it.
-        return 0.0 if self._stream.ended else None
+        return 0.0 if self._stream.more else None
 
     def drain(self) -> Sequence[Event]:
         return self._stream.drain()

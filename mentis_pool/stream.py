@@ -41,6 +41,8 @@ SEND_TIMEOUT = 60.0
 LONGEST = 1 << 30
 """Bytes of a message; what announces itself as longer would swallow all that follows."""
 _CHUNK = 256 * 1024
+_DRAINED = 4 * 1024 * 1024
+"""Bytes of frames, from which on what else has arrived waits until these were heard."""
 
 
 # A TLS connection may have to write before it can read, and the other way round.
@@ -416,6 +418,7 @@ class PoolStream:
         self._link = link
         self._sender = Sender()
         self._receiver = events()
+        self._received = 0
         try:
             first = self._receive()
         except (OSError, ProtocolError, StreamLost) as exc:
@@ -427,6 +430,7 @@ class PoolStream:
         self.welcome = first[0]
         self._early = first[1:]
         self._end: Exception | None = None
+        self._more = False
         link.stop_waiting()
 
     def fileno(self) -> int:
@@ -434,18 +438,20 @@ class PoolStream:
         return self._link.fileno()
 
     @property
-    def ended(self) -> bool:
-        """Whether `drain` has nothing more to give but the end, which it is to be asked for."""
-        return self._end is not None
+    def more(self) -> bool:
+        """Whether `drain` may have more to give, or the end, whatever the socket says."""
+        return self._more or self._end is not None
 
     def drain(self) -> list[Event]:
-        """All events that have arrived.
+        """The events that have arrived: all, or some megabytes of them.
 
         Raises:
             StreamLost: the connection is gone; nothing else will arrive.
             ProtocolError: what came is no pool stream.
         """
         arrived, self._early = self._early, []
+        self._more = False
+        self._received = 0
         while self._end is None:
             try:
                 arrived += self._receive()
@@ -456,13 +462,18 @@ class PoolStream:
             else:
                 if self._link.dry:
                     return arrived
+                if self._received >= _DRAINED:
+                    self._more = True
+                    return arrived
         if not arrived:
             raise self._end
         # What came before the end first; the next call tells of the end.
         return arrived
 
     def _receive(self) -> list[Event]:
-        return self._receiver.messages(self._link.receive(ABNF.OPCODE_BINARY))
+        frame = self._link.receive(ABNF.OPCODE_BINARY)
+        self._received += len(frame)
+        return self._receiver.messages(frame)
 
     def send(self, commands: list[Command]) -> None:
         """Send these in one frame; the caller sees to it that nobody else sends meanwhile.

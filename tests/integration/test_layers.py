@@ -20,6 +20,7 @@ PURE = [
     "errors",
     "text",
     "observations",
+    "files",
     "output",
     "values",
     "results",
@@ -43,7 +44,7 @@ PURE = [
 ]
 LAYERS = [
     *([name] for name in PURE),
-    ["events", "stream"],
+    ["events", "stream", "upload"],
     ["client", "threads"],
     ["v1_connection"],
     ["connection"],
@@ -68,6 +69,7 @@ FOR_RUNTIME = {
     "array_types",
     "boxes",
     "errors",
+    "files",
     "lanes",
     "mentis_v1",
     "observations",
