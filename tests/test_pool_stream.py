@@ -18,10 +18,14 @@ from mentis_pool.observations import (
     Error,
     ErrorKind,
     Failure,
+    File,
+    Left,
+    LeftKind,
     Part,
     Result,
     Start,
     Stream,
+    Wanted,
 )
 from mentis_pool.pool_stream import (
     Begin,
@@ -33,9 +37,12 @@ from mentis_pool.pool_stream import (
     Command,
     Credit,
     Event,
+    Given,
     Open,
     Opened,
     PickledCall,
+    Piece,
+    Put,
     Refused,
     Run,
     Said,
@@ -73,6 +80,9 @@ observations = st.one_of(
         st.none() | st.integers(-64, 255),
     ),
     st.builds(Part, st.binary()),
+    st.builds(File, st.text(), st.binary(), st.booleans()),
+    st.builds(Left, st.text(), st.sampled_from(get_args(LeftKind))),
+    st.just(Wanted()),
     st.builds(
         Error,
         st.sampled_from(get_args(ErrorKind)),
@@ -100,6 +110,7 @@ works = st.one_of(
     st.builds(PickledCall, st.binary(), st.booleans()),
     st.builds(Shell, st.binary()),
 )
+texts = st.lists(st.text())
 each_command = st.one_of(
     st.builds(Begin, numbers),
     st.builds(
@@ -120,18 +131,26 @@ each_command = st.one_of(
         max_output=st.none() | numbers,
         window=st.none() | numbers,
         number=numbers,
+        given=st.none() | st.builds(Given, texts, st.dictionaries(st.text(), st.text()), texts),
     ),
     st.builds(Credit, numbers, numbers),
     st.builds(Close, numbers, st.text()),
     st.builds(Cancel, numbers),
     st.builds(Signal, numbers, st.integers(0, 64)),
+    st.builds(
+        Put,
+        numbers,
+        st.lists(st.builds(Piece, st.binary(), st.booleans())),
+        st.booleans(),
+        st.none() | st.text(),
+    ),
 )
 
 CELLS = Cells([b"1"], {"x": b"p"}, [b"script.py"])
 RUN = Run(1, 2, CELLS, b"in", 1.5, 2.5, 10, None)
 
 # In the order of their tags.
-COMMANDS = (Open, Run, Credit, Close, Cancel, Signal, Begin)
+COMMANDS = (Open, Run, Credit, Close, Cancel, Signal, Begin, Put)
 EVENTS = (Welcome, Said, Opened, Closed, Refused, Broken)
 WORKS = (Cells, PickledCall, Shell)
 
