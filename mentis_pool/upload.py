@@ -66,10 +66,8 @@ def _read(name: str, path: str) -> Iterator[bytes]:
         OSError: it cannot be read, or is no regular file; with its name and path.
     """
     try:
-        # A pipe would be waited for.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(0, "it is no regular file")
             data = bytes(PIECE)
             while len(data) == PIECE:
@@ -77,3 +75,8 @@ def _read(name: str, path: str) -> Iterator[bytes]:
                 yield data
     except OSError as exc:
         raise OSError(f"the file {name!r} cannot be read from {path!r}: {exc.strerror}") from exc
+
+
+def _open(path: str, flags: int) -> int:
+    # Where it is a pipe nobody waits for its other end.
+    return os.open(path, flags | os.O_NONBLOCK)

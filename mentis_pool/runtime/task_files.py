@@ -171,15 +171,16 @@ class Fetching:
 
     def _send(self, name: str, path: str) -> None:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = open(path, "rb", opener=_open)
         except OSError:
             self._leave(name, "unreadable")
             return
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+        with file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
                 self._leave(name, "special")
                 return
-            left = os.fstat(fd).st_size
+            left = state.st_size
             if left > self._bytes:
                 self._leave(name, "large")
                 return
@@ -192,6 +193,11 @@ class Fetching:
                 left -= len(data)
                 last = len(data) < PIECE
                 self._say(File(name, data, last))
+
+
+def _open(path: str, flags: int) -> int:
+    # What it is may have changed since it was found: no link is followed, no pipe waited for.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _found(directory: str, patterns: Patterns) -> Iterator[tuple[str, LeftKind | None]]:
