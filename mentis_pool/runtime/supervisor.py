@@ -800,6 +800,8 @@ class Sandbox:
         elif isinstance(message, (File, Left)):
             reason = action.fetched(message)
             if reason is not None:
+                # Nothing more that it says counts, nor that it ended well.
+                worker.channel.close()
                 self._break(worker, f"what it sent is not what was asked for: {reason}")
                 return
             self._say(action, [message])
