@@ -271,8 +271,6 @@ def test_what_is_over_the_limit_is_an_error_that_names_it(executor):
         view.submit("import os; " + cell).result()
     assert e.value.result.files == {"small": b""}
     assert e.value.result.files_left == {"large": LEFT["large"]}
-    with pytest.raises(PayloadError, match="10000 files"):
-        view.submit("for i in range(10001): open(str(i), 'w').close()").result()
 
 
 def test_links_are_not_followed(executor):
@@ -401,6 +399,36 @@ def test_its_time_is_limited(executor, slow):
     future = executor.options(files=LONG, timeout=0.5).submit("1")
     assert isinstance(future.exception(20), CellTimeout)
     assert executor.submit("1 + 1").result().value == 2
+
+
+SLOW_FETCH = """
+import time
+from mentis_pool.runtime import task_files
+def found(directory, patterns):
+    for name in range(1000):
+        time.sleep(0.02)
+        yield str(name), "link"
+task_files._found = found
+x = 1
+"""
+
+
+def test_a_fetch_is_within_the_time_limit_and_can_be_interrupted(executor):
+    with executor.session() as session:
+        session.submit(SLOW_FETCH).result()
+        view = session.options(fetch=["*"])
+        late = view.options(timeout=0.5).submit("print('done')")
+        assert isinstance(late.exception(20), CellTimeout)
+        left = late.exception().result.files_left
+        assert next(iter(left.values())) == LEFT["link"]
+        assert list(left.values())[-1] == LEFT["stopped"]
+        future = view.submit("print('done', flush=True)")
+        while "done" not in future.stdout:
+            time.sleep(0.01)
+        assert future.interrupt()
+        stopped = future.result(20)
+        assert list(stopped.files_left.values())[-1:] == [LEFT["stopped"]]
+        assert session.submit("x").result().value == 1, "nothing is lost"
 
 
 def test_it_is_cancelled_before_it_began(embedded, slow):

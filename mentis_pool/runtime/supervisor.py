@@ -7,7 +7,7 @@ an end-of-file that ends it::
     a worker to be ready      its word · its death
     initializer in a worker   its Done · its death: the client is told that it broke
     run sent to a worker      its Done · its death (told by the init) · its time limit
-    files of a run            its worker took them all · its death · its time limit · an interrupt
+    files of a run            its worker took them · its death · its time limit · a signal · its client's end
     run sent ahead            the Done of what is before it · PROMPT passes and it is taken back
     time limit passed         the interrupt works · grace passes and it is killed
     killed                    its death · patience passes and the sandbox is given up

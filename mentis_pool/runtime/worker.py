@@ -114,7 +114,8 @@ class Worker:
                 else:
                     said = self._execute(command.work)
             finally:
-                self._running = False
+                # What is sent from now on is not to be interrupted.
+                self._running = self._idle = False
         except NotPut as exc:
             said = Error("payload", str(exc))
         except BaseException as exc:  # noqa: BLE001 - an interrupt, or what hostile code leaves behind
