@@ -416,7 +416,7 @@ class SandboxExecutor(Executor):
                 failure, also one that the task itself raised.
             idempotent: whether a task may be run again that may have begun, as often
                 as ``retries`` says.
-            files: put into the directory where the task begins, before it: by name
+            files: put into the sandbox's directory, where a task begins, before it: by name
                 (``"dir/data.csv"``), their bytes or the path of a file here, which is read
                 as the task begins. At most 10,000, of 1 GiB together. A path that cannot
                 be read is the task's `PayloadError`. In a session they stay, otherwise

@@ -206,6 +206,14 @@ def test_in_a_kept_process_what_was_given_goes_and_what_was_written_stays(reuse)
     assert reuse.submit("os.remove('written') or os.environ['HOME']", os=os).result().value != "/"
 
 
+def test_a_call_in_a_kept_process_finds_its_files_wherever_the_last_one_went(reuse):
+    reuse.submit(os.chdir, "/").result()
+    view = reuse.options(files={"data": b"1"}, fetch=["data"])
+    call = view.submit(os.path.getsize, "data")
+    assert (call.result(), call.files) == (1, {"data": b"1"})
+    assert reuse.submit(os.listdir).result() == []
+
+
 def test_a_session_keeps_its_files_but_not_its_variables(executor):
     with executor.session() as session:
         view = session.options(files={"data": b"1"}, fetch=["more"], env={"MARK": "1"})
@@ -451,8 +459,17 @@ def test_its_worker_dies_while_it_takes_them(embedded, slow):
     assert embedded.options(files={"data": b"1"}).submit(READ).result().value == "1"
 
 
-def test_a_worker_that_does_not_take_them_holds_up_nobody(executor):
-    view = executor.options(files={"data": bytes(20 * PIECE)}, timeout=1)
+def test_a_worker_that_does_not_take_them_holds_up_nobody(executor, monkeypatch):
+    from mentis_pool.upload import Upload
+
+    real, read = Upload.next, []
+
+    def counted(self):
+        read.append(self.action)
+        return real(self)
+
+    monkeypatch.setattr(Upload, "next", counted)
+    view = executor.options(files={"data": bytes(20 * PIECE)})
     with executor.session() as session:
         session.submit(
             "from mentis_pool.runtime.worker import Worker\nimport time\n"
@@ -461,6 +478,8 @@ def test_a_worker_that_does_not_take_them_holds_up_nobody(executor):
         stuck = session.options(files={"data": bytes(20 * PIECE)}, timeout=1).submit("1")
         assert view.submit("1").result().ok
         assert isinstance(stuck.exception(20), CellTimeout)
+        # What was read of its file is in no more places than sockets' buffers.
+        assert sorted(map(read.count, set(read))) == [1, 21]
 
 
 def test_a_client_that_shuts_down_meanwhile_ends(slow):

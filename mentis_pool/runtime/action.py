@@ -43,8 +43,6 @@ class Action:
         given = run.given
         self.awaits_files = given is not None and bool(given.files)
         """Whether it does not have all its files yet."""
-        self.wanted_files = False
-        """Whether the next of them are on their way."""
         self._fetched = None if given is None else Bound(given.fetch)
         self.started = 0.0
         """When it began, on the monotonic clock."""

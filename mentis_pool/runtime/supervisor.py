@@ -662,15 +662,13 @@ class Sandbox:
         action, worker = self._action, self._worker
         if action is None or action.number != put.action or worker is None:
             return
-        if action.awaits_files and action.wanted_files:
-            action.wanted_files = False
+        if action.awaits_files:
             action.awaits_files = not put.last and put.failed is None
             worker.runs.send(put, lambda: self._want_files(action))
 
     def _want_files(self, action: Action) -> None:
-        """There is room for what comes next of an action's files."""
+        """There is room for what comes next of an action's files: the worker took what came before."""
         if action is self._action and action.awaits_files:
-            action.wanted_files = True
             self._listener.said(action.number, Wanted())
 
     def credit(self, action: int, count: int) -> None:

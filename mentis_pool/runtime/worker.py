@@ -160,7 +160,8 @@ class Worker:
     def _make_ready(self, command: wire.RunWork) -> None:
         """What a run may expect; of calls in a kept process no more than that it goes on."""
         call = isinstance(command.work, PickledCall)
-        if call and self._used and command.stdin is None and not self._has_stdin:
+        plain = command.stdin is None and command.given is None
+        if call and self._used and plain and not self._has_stdin:
             return
         keep = self._used and command.namespace == "keep"
         if not keep:
