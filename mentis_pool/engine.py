@@ -47,7 +47,7 @@ from mentis_pool.errors import (
 )
 from mentis_pool.events import Level, log, wanted
 from mentis_pool.follower import WINDOW, Follower
-from mentis_pool.observations import Cut, Observation, Start, Stream
+from mentis_pool.observations import Cut, Observation, Start, Stream, Wanted
 from mentis_pool.pool import (
     Cancel,
     Cancelled,
@@ -89,6 +89,7 @@ from mentis_pool.stream import StreamLost
 from mentis_pool.task import State, Task, call_outcome, outcome
 from mentis_pool.text import to_bytes
 from mentis_pool.threads import Threads
+from mentis_pool.upload import Upload
 
 MOST_KEEPERS = 64
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -145,6 +146,7 @@ class Engine:
         self._asked: dict[int, Future[Measured]] = {}
         """Questions for what the sandboxes use, until they are answered."""
         self._questions = itertools.count(1)
+        self._uploads: dict[Task, Upload] = {}
         self._ending = threading.Event()
         self._abandoned = False
         self._fault: BaseException | None = None
@@ -484,6 +486,7 @@ class Engine:
             max_output=task.max_output,
             window=None if settings.on_output is None else WINDOW,
             number=task.number,
+            given=settings.given,
         )
         with self._lock:
             # It may have been lost meanwhile, and sent again by another thread; or be
@@ -512,6 +515,7 @@ class Engine:
             self._log("info", "task_cancelled", task, queued=queued, running=0.0, output_bytes=0)
         # Neither holds the other any longer.
         task.future._task = None
+        self._uploads.pop(task, None)
         follower = self._followers.pop(task, None)
         if follower is not None:
             follower.end(lambda: None)
@@ -626,6 +630,8 @@ class Engine:
                     future.action_id, future.sandbox_id = names
                 elif isinstance(observation, Stream):
                     self._follow(task, action, observation)
+                elif isinstance(observation, Wanted):
+                    self._upload(task, action)
         self._decide(self._said, action, said, now)
         if task is not None:
             future._heard()
@@ -643,6 +649,15 @@ class Engine:
             self._followers[task] = follower
             self._outputs.do(follower.run)
         follower.put(action, piece)
+
+    def _upload(self, task: Task, action: int) -> None:
+        """Have a keeper read the next of a task's files, and send it."""
+        upload = self._uploads.get(task)
+        if upload is None or upload.action != action:
+            # It may be run again: then all of them once more.
+            upload = self._uploads[task] = Upload(action, task.settings.files)
+        generation = self._generation
+        self._keepers.do(lambda: self._post([upload.next()], generation))
 
     def _name(self, sandbox: int) -> str:
         name = self._connection.names(0, sandbox)[1] if self._connection else None
@@ -775,6 +790,7 @@ class Engine:
             # Neither holds the other any longer.
             future._task = task.future = task.rebuilt = None
             self._followers.pop(task, None)
+            self._uploads.pop(task, None)
 
     def _returned(self, task: Task) -> tuple[Any] | None:
         """What a call returned, where there is nothing else to tell of it: a short cut for most."""
@@ -800,6 +816,7 @@ class Engine:
             action_id=future.action_id,
             sandbox_id=future.sandbox_id,
             attempt=max(task.attempt, 1),
+            fetched=task.record.fetched,
         )
         if error is not None:
             # Each future gets its own: raising an exception writes into it.

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor
 from functools import partial
 from typing import Any, Literal, overload
@@ -30,6 +30,7 @@ from mentis_pool.errors import (
     PayloadError,
     RuntimeUnavailable,
 )
+from mentis_pool.files import check_environment, check_name, check_names
 from mentis_pool.future import CallFuture, CellFuture
 from mentis_pool.limits import Limits
 from mentis_pool.observations import Stream
@@ -424,6 +425,9 @@ class SandboxExecutor(Executor):
         argv: Sequence[str] | None = _UNSET,
         retries: int | tenacity.Retrying = _UNSET,
         idempotent: bool = _UNSET,
+        files: Mapping[str, bytes | str | os.PathLike[str]] = _UNSET,
+        fetch: Sequence[str] = _UNSET,
+        env: Mapping[str, str] = _UNSET,
     ) -> SandboxExecutor:
         """A view of this executor: the same sandboxes, other settings for its tasks.
 
@@ -445,8 +449,21 @@ class SandboxExecutor(Executor):
                 failure, also one that the task itself raised.
             idempotent: whether a task may be run again that may have begun, as often
                 as ``retries`` says.
+            files: put into the sandbox's directory, where a task begins, before it: by name
+                (``"dir/data.csv"``), their bytes or the path of a file here, which is read
+                as the task begins. At most 10,000, of 1 GiB together. A path that cannot
+                be read is the task's `PayloadError`. In a session they stay, otherwise
+                they are removed after the task.
+            fetch: patterns of files below that directory that are brought back after the
+                task, also after one that failed, into ``result.files`` (of a call,
+                ``future.files``): ``*``, ``?`` and ``[…]`` in each part of a path, ``**``
+                for any number of directories. Links are not followed. What does not come
+                is in ``files_left``, with the reason. More than 256 MiB together, or
+                10,000 files, is a `PayloadError`.
+            env: variables of the environment, for this task and what it starts. What
+                Python reads as it starts (``PYTHON…``) has no effect on the task itself.
 
-        What is not given stays as it is here.
+        The time that files take counts as running. What is not given stays as it is here.
         """
         given: dict[str, Any] = {
             "task_id": task_id,
@@ -455,6 +472,9 @@ class SandboxExecutor(Executor):
             "argv": tuple(argv) if argv is not _UNSET and argv is not None else argv,
             "retries": retries,
             "idempotent": idempotent,
+            "files": _UNSET if files is _UNSET else _checked_files(files),
+            "fetch": _UNSET if fetch is _UNSET else _checked_fetch(fetch),
+            "env": _UNSET if env is _UNSET else _checked_env(env),
         }
         for name, seconds in (
             ("timeout", timeout),
@@ -631,6 +651,46 @@ def _checked_seconds(name: str, seconds: object) -> float | None:
     if not 0 < seconds < 1e9:
         raise ValueError(f"{name} must be more than 0 and less than 1e9 seconds, not {seconds!r}")
     return float(seconds)
+
+
+def _checked_files(files: Mapping[str, object]) -> dict[str, bytes | str]:
+    _check_texts("files", files)
+    check_names(files)
+    checked: dict[str, bytes | str] = {}
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            checked[name] = content
+        elif isinstance(content, (str, os.PathLike)):
+            # Where this process will be by then is its own business.
+            checked[name] = os.path.abspath(os.fsdecode(content))
+        else:
+            raise TypeError(
+                f"the file {name!r} must be given as bytes or as a path, not {_described(content)}"
+            )
+    return checked
+
+
+def _checked_fetch(fetch: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(fetch, str):
+        raise TypeError(f"fetch must be a list of patterns, not one text: [{fetch!r}]")
+    patterns = tuple(fetch)
+    _check_texts("fetch", patterns)
+    for pattern in patterns:
+        check_name(pattern)
+    return patterns
+
+
+def _checked_env(env: Mapping[str, str]) -> dict[str, str]:
+    _check_texts("env", env)
+    _check_texts("env", env.values())
+    check_environment(env)
+    return dict(env)
+
+
+def _check_texts(name: str, texts: Iterable[object]) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} has {_described(text)} where there must be a str")
 
 
 def _described(value: object) -> str:

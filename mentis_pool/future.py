@@ -146,3 +146,15 @@ class CellFuture(TaskFuture[CellResult]):
 
 class CallFuture(TaskFuture[Any]):
     """The outcome of a call: what the callable returns, or raises."""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What ``fetch`` asked for, by name; all of it, once the future is done."""
+        fetched = self._record.fetched
+        return {} if fetched is None else fetched.files
+
+    @property
+    def files_left(self) -> dict[str, str]:
+        """What it asked for that is not there, and why."""
+        fetched = self._record.fetched
+        return {} if fetched is None else fetched.left

@@ -7,7 +7,7 @@ sandbox can only speak about the one that it was given.
 
 For each action they come in this order::
 
-    Start, (Stream | Cut | Display | Part)*, Result | Error, End
+    Start, (Wanted | Stream | Cut | Display | Part | File | Left)*, Result | Error, End
 
 Of what was never run come an Error and the End alone.
 """
@@ -178,4 +178,26 @@ class Part(_Observation, tag=7, frozen=True):
     data: bytes
 
 
-Observation = Start | Stream | Cut | Display | Result | Error | End | Part
+class File(_Observation, tag=8, frozen=True):
+    """A piece of a file that was asked for; after its ``last`` come those of another."""
+
+    name: str
+    data: bytes
+    last: bool
+
+
+LeftKind = Literal["large", "many", "link", "special", "unreadable", "name", "missing", "stopped"]
+
+
+class Left(_Observation, tag=9, frozen=True):
+    """A file that was asked for is left out, and why (`mentis_pool.files.LEFT`)."""
+
+    name: str
+    kind: LeftKind
+
+
+class Wanted(_Observation, tag=10, frozen=True):
+    """It waits for files that it is to have: the next of them may be sent, and once only."""
+
+
+Observation = Start | Stream | Cut | Display | Result | Error | End | Part | File | Left | Wanted

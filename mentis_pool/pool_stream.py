@@ -84,6 +84,18 @@ class Shell(_Message, tag=2, frozen=True):
 Work = Cells | PickledCall | Shell
 
 
+class Given(_Message, tag=3, frozen=True):
+    """What a run has besides: files, variables of the environment, and what is to be fetched.
+
+    Of ``files`` these are the names, in the order in which they are put; they come as they
+    are `Wanted`. ``fetch`` has patterns (`mentis_pool.files`).
+    """
+
+    files: list[str] = []
+    env: dict[str, str] = {}
+    fetch: list[str] = []
+
+
 # ── commands: client to runtime ─────────────────────────────────────────────
 
 
@@ -128,6 +140,7 @@ class Run(_Message, tag=1, frozen=True):
     max_output: int | None = None
     window: int | None = None
     number: int = 0
+    given: Given | None = None
 
 
 class Credit(_Message, tag=2, frozen=True):
@@ -163,7 +176,23 @@ class Measure(_Message, tag=7, frozen=True):
     number: int
 
 
-Command = Begin | Open | Run | Credit | Close | Cancel | Signal | Measure
+class Piece(_Message, tag=0, frozen=True):
+    """Of a file the next bytes; after its ``last`` come those of the next file."""
+
+    data: bytes
+    last: bool
+
+
+class Put(_Message, tag=8, frozen=True):
+    """What was `Wanted` of an action's files; ``last``: that is all. Or why they do not come."""
+
+    action: int
+    pieces: list[Piece]
+    last: bool = False
+    failed: str | None = None
+
+
+Command = Begin | Open | Run | Credit | Close | Cancel | Signal | Measure | Put
 
 
 # ── events: runtime to client ───────────────────────────────────────────────

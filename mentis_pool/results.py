@@ -85,6 +85,8 @@ class CellResult:
         usage: see `Usage`.
         action_id, sandbox_id: where it ran; None when it never did.
         attempt: 1, or more when it was tried again.
+        files: what ``fetch`` asked for, by name.
+        files_left: what it asked for that is not there, and why.
     """
 
     stdout: str = ""
@@ -101,6 +103,8 @@ class CellResult:
     action_id: str | None = None
     sandbox_id: str | None = None
     attempt: int = 1
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    files_left: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CellResult):
@@ -156,6 +160,10 @@ class CellResult:
             "action_id": self.action_id,
             "sandbox_id": self.sandbox_id,
             "attempt": self.attempt,
+            "files": {
+                name: base64.b64encode(content).decode() for name, content in self.files.items()
+            },
+            "files_left": self.files_left,
         }
 
     def __repr__(self) -> str:
@@ -166,6 +174,9 @@ class CellResult:
         ]
         if self.exit_code is not None:
             parts.append(f"exit_code={self.exit_code}")
+        for name in ("files", "files_left"):
+            if getattr(self, name):
+                parts.append(f"{name}={_short(list(getattr(self, name)))}")
         if self.displays:
             parts.append(f"displays={len(self.displays)}")
         if self.displays_cut:

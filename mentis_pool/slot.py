@@ -528,6 +528,8 @@ def _missing(run: Run, opened: Open) -> str | None:
         return "calls" if isinstance(run.work, PickledCall) else "shell commands as tasks"
     if run.stdin is not None:
         return "stdin="
+    if run.given is not None:
+        return "files=" if run.given.files else "fetch=" if run.given.fetch else "env="
     if run.work.argv is not None:
         return "argv="
     return "several cells as one task" if len(run.work.sources) > 1 else None

@@ -46,6 +46,8 @@ SEND_TIMEOUT = 60.0
 LONGEST = 1 << 30
 """Bytes of a message; what announces itself as longer would swallow all that follows."""
 _CHUNK = 256 * 1024
+_DRAINED = 4 * 1024 * 1024
+"""Bytes of frames, from which on what else has arrived waits until these were heard."""
 
 
 # A TLS connection may have to write before it can read, and the other way round.
@@ -479,6 +481,7 @@ class PoolStream:
         self._owed = 0
         """Bytes that came and are not confirmed."""
         self._owed_since = 0.0
+        self._received = 0
         try:
             first = self._receive()
         except (OSError, ProtocolError, StreamLost) as exc:
@@ -494,6 +497,7 @@ class PoolStream:
         """Of whoever sends."""
         self._asked: float | None = None
         """When a ping was sent that was not answered yet."""
+        self._more = False
         link.stop_waiting()
 
     def fileno(self) -> int:
@@ -507,7 +511,7 @@ class PoolStream:
 
     def wait(self) -> float:
         """Seconds until `drain` has something to do, though nothing comes."""
-        if self._end is not None:
+        if self._more or self._end is not None:
             # The end may come together with what was said before it.
             return 0.0
         due = (self._link.heard if self._asked is None else self._asked) + self._ping
@@ -516,17 +520,22 @@ class PoolStream:
         return max(0.0, due - time.monotonic())
 
     def drain(self) -> list[Event]:
-        """All events that have arrived.
+        """The events that have arrived: all, or some megabytes of them.
 
         Raises:
             StreamLost: the connection is gone; nothing else will arrive.
             ProtocolError: what came is no pool stream.
         """
         arrived, self._early = self._early, []
+        self._more = False
+        self._received = 0
         try:
             while self._end is None:
                 arrived += self._receive()
                 if self._link.dry:
+                    break
+                if self._received >= _DRAINED:
+                    self._more = True
                     break
         except BlockingIOError:
             pass
@@ -545,6 +554,7 @@ class PoolStream:
         if not self._owed:
             self._owed_since = time.monotonic()
         self._owed += len(frame)
+        self._received += len(frame)
         return messages
 
     def _look_after(self, now: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ from mentis_pool.errors import (
     cell_error,
     limit_told,
 )
+from mentis_pool.files import Fetched
 from mentis_pool.observations import (
     Bundle,
     Cut,
@@ -41,14 +43,17 @@ from mentis_pool.observations import (
     Error,
     ErrorKind,
     Failure,
+    File,
+    Left,
     Observation,
     Part,
     Result,
     Start,
     Stream,
+    Wanted,
 )
 from mentis_pool.output import StreamBound
-from mentis_pool.pool_stream import Work
+from mentis_pool.pool_stream import Given, Work
 from mentis_pool.results import CellResult, Opaque, Usage
 from mentis_pool.text import to_text
 
@@ -84,6 +89,16 @@ class Settings:
     argv: tuple[str, ...] | None = None
     retries: Any = 0
     idempotent: bool = False
+    files: dict[str, bytes | str] = dataclasses.field(default_factory=dict)
+    fetch: tuple[str, ...] = ()
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def given(self) -> Given | None:
+        """What the runtime is told of these three, if anything."""
+        if not (self.files or self.fetch or self.env):
+            return None
+        return Given(list(self.files), self.env, list(self.fetch))
 
 
 _RETURNED = Result()
@@ -94,12 +109,16 @@ class Record:
 
     A task that is run again begins again: with another `Start`.
 
-    ``limit`` bounds the bytes kept of each stream where the runtime does not.
-    Appended to by one thread; may be read by others meanwhile.
+    ``limit`` bounds the bytes kept of each stream where the runtime does not. Files that
+    come are in ``fetched`` alone. Appended to by one thread; may be read by others meanwhile.
     """
 
-    def __init__(self, limit: int | None = None, bounded: bool = True) -> None:
+    def __init__(
+        self, limit: int | None = None, bounded: bool = True, fetch: tuple[str, ...] = ()
+    ) -> None:
         self.said: list[Observation] = []
+        self.fetched = Fetched(fetch) if fetch else None
+        self._fetch = fetch
         self.ended = False
         self._limit = limit
         self._bounds = None if bounded else self._new_bounds()
@@ -112,6 +131,16 @@ class Record:
 
     def add(self, observation: Observation) -> None:
         """Take the next observation; after `End` comes none."""
+        if isinstance(observation, (Wanted, File, Left)):
+            if not isinstance(observation, Wanted):
+                self.fetched = self.fetched or Fetched(())
+                self.fetched.take(observation)
+            return
+        if self.fetched is not None:
+            if isinstance(observation, Start):
+                self.fetched = Fetched(self._fetch)
+            elif isinstance(observation, End):
+                self.fetched.end()
         if self._bounds is not None:
             if isinstance(observation, Start):
                 self._bounds = self._new_bounds()
@@ -128,6 +157,8 @@ class Record:
     def returned(self) -> bytes | None:
         """What a call returned, where there is nothing else to tell of it: no output, no parts."""
         if len(self.said) < 3 or not self.ended:
+            return None
+        if self.fetched is not None and self.fetched.wrong is not None:
             return None
         start, result, _ = self.said[-3:]
         if isinstance(start, Start) and isinstance(result, Result) and result.failure is None:
@@ -222,7 +253,7 @@ class Task:
         self.claimed: bool | None = None
         self.attempt = 0
         self.action = 0
-        self.record = Record(max_output, bounded=settings.on_output is None)
+        self.record = Record(max_output, settings.on_output is None, settings.fetch)
         self.rebuilt: tuple[Any] | None = None
         """Of a call, the object that this attempt gave, once it was rebuilt."""
         self.losses = 0
@@ -343,6 +374,7 @@ def outcome(
     action_id: str | None = None,
     sandbox_id: str | None = None,
     attempt: int = 1,
+    fetched: Fetched | None = None,
 ) -> CellResult:
     """The result that a task's observations amount to; its ``error`` says what went wrong.
 
@@ -350,6 +382,7 @@ def outcome(
         said: all observations of the task, up to its `End`.
         queued: seconds that it waited.
         settings: with the limits to be named in errors.
+        fetched: the files that came.
     """
     streams: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     cut = {"stdout": 0, "stderr": 0, "displays": 0}
@@ -396,6 +429,8 @@ def outcome(
             )
     if not ended:
         error = OutcomeUnknown("nothing was heard of how it ended", sandbox_id)
+    if fetched is not None and fetched.wrong is not None:
+        error = ProtocolError(f"what the runtime sent was not asked for: {fetched.wrong}")
     result = CellResult(
         stdout=to_text(b"".join(streams["stdout"])),
         stderr=to_text(b"".join(streams["stderr"])),
@@ -410,6 +445,8 @@ def outcome(
         action_id=action_id,
         sandbox_id=sandbox_id,
         attempt=attempt,
+        files={} if fetched is None else fetched.files,
+        files_left={} if fetched is None else fetched.left,
     )
     if error is None:
         return result

@@ -17,11 +17,15 @@ from mentis_pool.observations import (
     Error,
     ErrorKind,
     Failure,
+    File,
+    Left,
+    LeftKind,
     Observation,
     Part,
     Result,
     Start,
     Stream,
+    Wanted,
 )
 
 EACH = [
@@ -42,6 +46,9 @@ EACH = [
     End(0.5),
     End(0.5, 0.25, 2**40),
     Part(b"\x80" * 100),
+    File("out/é", b"\x80" * 100, True),
+    *(Left("out/é", kind) for kind in get_args(LeftKind)),
+    Wanted(),
     *(Error(kind, "why") for kind in get_args(ErrorKind)),
 ]
 
@@ -57,13 +64,13 @@ def test_an_observation_comes_back_the_same(observation):
 def test_every_kind_of_observation_has_a_tag_of_its_own():
     kinds = get_args(Observation)
     tags = [kind.__struct_config__.tag for kind in kinds]
-    assert tags == list(range(8)), "tags are the wire: they may be added to, not changed"
+    assert tags == list(range(11)), "tags are the wire: they may be added to, not changed"
     assert {type(o) for o in EACH} == set(kinds)
 
 
 @pytest.mark.parametrize("observation", EACH, ids=repr)
 def test_an_observation_is_not_to_be_changed(observation):
-    field = observation.__struct_fields__[0]
+    field = (*observation.__struct_fields__, "any")[0]
     with pytest.raises(AttributeError):
         setattr(observation, field, None)
 

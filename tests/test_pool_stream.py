@@ -20,10 +20,14 @@ from mentis_pool.observations import (
     ErrorKind,
     Exceeded,
     Failure,
+    File,
+    Left,
+    LeftKind,
     Part,
     Result,
     Start,
     Stream,
+    Wanted,
 )
 from mentis_pool.pool_stream import (
     Begin,
@@ -35,12 +39,15 @@ from mentis_pool.pool_stream import (
     Command,
     Credit,
     Event,
+    Given,
     InUse,
     Measure,
     Measured,
     Open,
     Opened,
     PickledCall,
+    Piece,
+    Put,
     Refused,
     Run,
     Said,
@@ -83,6 +90,9 @@ observations = st.one_of(
         st.none() | exceeded,
     ),
     st.builds(Part, st.binary()),
+    st.builds(File, st.text(), st.binary(), st.booleans()),
+    st.builds(Left, st.text(), st.sampled_from(get_args(LeftKind))),
+    st.just(Wanted()),
     st.builds(
         Error,
         st.sampled_from(get_args(ErrorKind)),
@@ -117,6 +127,7 @@ works = st.one_of(
     st.builds(PickledCall, st.binary(), st.booleans()),
     st.builds(Shell, st.binary()),
 )
+texts = st.lists(st.text())
 each_command = st.one_of(
     st.builds(Begin, numbers),
     st.builds(
@@ -138,19 +149,27 @@ each_command = st.one_of(
         max_output=st.none() | numbers,
         window=st.none() | numbers,
         number=numbers,
+        given=st.none() | st.builds(Given, texts, st.dictionaries(st.text(), st.text()), texts),
     ),
     st.builds(Credit, numbers, numbers),
     st.builds(Close, numbers, st.text()),
     st.builds(Cancel, numbers),
     st.builds(Signal, numbers, st.integers(0, 64)),
     st.builds(Measure, numbers),
+    st.builds(
+        Put,
+        numbers,
+        st.lists(st.builds(Piece, st.binary(), st.booleans())),
+        st.booleans(),
+        st.none() | st.text(),
+    ),
 )
 
 CELLS = Cells([b"1"], {"x": b"p"}, [b"script.py"])
 RUN = Run(1, 2, CELLS, b"in", 1.5, 2.5, 10, None)
 
 # In the order of their tags.
-COMMANDS = (Open, Run, Credit, Close, Cancel, Signal, Begin, Measure)
+COMMANDS = (Open, Run, Credit, Close, Cancel, Signal, Begin, Measure, Put)
 EVENTS = (Welcome, Said, Opened, Closed, Refused, Broken, Measured)
 WORKS = (Cells, PickledCall, Shell)
 

@@ -197,7 +197,19 @@ def test_a_result_as_json_has_these_keys():
         "action_id": None,
         "sandbox_id": None,
         "attempt": 1,
+        "files": {},
+        "files_left": {},
     }
+
+
+def test_files_are_in_what_a_result_shows_and_in_its_json():
+    result = CellResult(files={"a": b"\x80"}, files_left={"b": "it is a link"})
+    assert repr(result) == "CellResult(files=['a'], files_left=['b'])"
+    assert (as_json(result)["files"], as_json(result)["files_left"]) == (
+        {"a": "gA=="},
+        {"b": "it is a link"},
+    )
+    assert pickle.loads(pickle.dumps(result)) == result
 
 
 @given(json_values)

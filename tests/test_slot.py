@@ -22,6 +22,7 @@ from mentis_pool.observations import End, Error, Result, Start, Stream
 from mentis_pool.pool_stream import (
     Cells,
     Closed,
+    Given,
     Open,
     Opened,
     PickledCall,
@@ -483,6 +484,9 @@ def test_a_cell_that_the_runtime_refuses_is_told_so():
     [
         ({"stdin": b""}, "stdin="),
         ({"work": Cells([b""], argv=[b"a"])}, "argv="),
+        ({"given": Given(["a"], {"A": "a"}, ["*"])}, "files="),
+        ({"given": Given(env={"A": "a"}, fetch=["*"])}, "fetch="),
+        ({"given": Given(env={"A": "a"})}, "env="),
         ({"work": Cells([b"", b""])}, "several"),
         ({"work": PickledCall(b"")}, "calls"),
         ({"work": Shell(b"ls")}, "shell"),

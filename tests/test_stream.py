@@ -204,3 +204,18 @@ def test_an_end_that_comes_with_what_was_said_before_it_is_told_as_well(fake, st
     assert stream.wait() == 0.0 or select.select([stream], [], [], 0)[0]
     with pytest.raises(StreamLost):
         stream.drain()
+
+
+def test_of_much_that_has_arrived_some_is_given_and_the_rest_is_known_of(
+    fake, stream, monkeypatch, eventually
+):
+    monkeypatch.setattr(stream_module, "_DRAINED", 1000)
+    for number in range(5):
+        fake.sock.sendall(fake.frame(Closed(number, "x" * 600)))
+    eventually(lambda: select.select([stream], [], [], 0)[0])
+    time.sleep(0.05)
+    counts = []
+    while stream.more or not counts:
+        counts.append(len(stream.drain()))
+    assert counts == [2, 2, 1]
+    assert stream.drain() == []

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mentis_pool import values
+from mentis_pool import files, values
 from mentis_pool.errors import (
     CellError,
     CellTimeout,
@@ -36,12 +36,15 @@ from mentis_pool.observations import (
     ErrorKind,
     Exceeded,
     Failure,
+    File,
+    Left,
     Part,
     Result,
     Start,
     Stream,
+    Wanted,
 )
-from mentis_pool.pool_stream import Cells
+from mentis_pool.pool_stream import Cells, Given
 from mentis_pool.results import CellResult, Opaque, Usage
 from mentis_pool.task import Record, Settings, State, Task, call_outcome, outcome
 
@@ -845,3 +848,54 @@ def test_whatever_was_said_amounts_to_a_result(said):
     assert result.error is None or result.error.result is result
     json.dumps(result.to_dict())
     str(result), repr(result)
+
+
+# ── files ───────────────────────────────────────────────────────────────────
+
+
+def recorded(*said, fetch=("*",)):
+    record = Record(fetch=fetch)
+    for each in (Start(0.0), *said):
+        record.add(each)
+    return record
+
+
+def test_files_are_on_record_apart_from_what_was_said():
+    record = recorded(Wanted(), File("a", b"1", True), Left("b", "link"), Result(), End(0.0))
+    assert record.said == [Start(0.0), Result(), End(0.0)]
+    result = outcome(record.said, queued=0.0, fetched=record.fetched)
+    assert result.ok
+    assert (result.files, list(result.files_left)) == ({"a": b"1"}, ["b"])
+
+
+def test_a_file_without_its_end_is_said_to_be_left_out_at_the_end():
+    piece = File("a", bytes(files.PIECE), False)
+    assert recorded(piece).fetched.left == {}
+    assert recorded(piece, End(0.0)).fetched.left == {"a": files.LEFT["stopped"]}
+
+
+def test_a_task_that_is_run_again_has_the_files_of_its_last_run():
+    record = recorded(File("a", b"1", True), Start(1.0), File("b", b"2", True), Result())
+    assert record.fetched.files == {"b": b"2"}
+
+
+@pytest.mark.parametrize("fetch", [(), ("b",)])
+def test_a_file_that_was_not_asked_for_is_an_error_of_the_protocol(fetch):
+    record = recorded(File("a", b"1", True), Result(pickled=b"p"), End(0.0), fetch=fetch)
+    result = outcome(record.said, queued=0.0, fetched=record.fetched)
+    assert isinstance(result.error, ProtocolError)
+    assert "'a' was not asked for" in str(result.error)
+    assert result.files == {}
+    assert record.returned() is None, "there is more to tell of it"
+
+
+def test_what_a_call_returned_is_taken_the_short_way_with_files_as_well():
+    record = recorded(File("a", b"1", True), Result(pickled=b"p"), End(0.0))
+    assert record.returned() == b"p"
+
+
+def test_the_runtime_is_told_of_files_patterns_and_variables_where_there_are_any():
+    assert Settings(timeout=1.0).given is None
+    assert Settings(files={"a": b"1", "b": "/b"}).given == Given(["a", "b"])
+    assert Settings(fetch=("*",)).given == Given(fetch=["*"])
+    assert Settings(env={"A": "1"}).given == Given(env={"A": "1"})

@@ -9,11 +9,14 @@ from __future__ import annotations
 import signal
 from typing import Literal
 
+from mentis_pool.files import Bound
 from mentis_pool.observations import (
     Cut,
     Display,
     End,
     Error,
+    File,
+    Left,
     Observation,
     Part,
     Result,
@@ -37,6 +40,10 @@ class Action:
         self.run = run
         self.timed_out: Literal["timeout", "deadline"] | None = None
         self._result_left = MAX_RESULT
+        given = run.given
+        self.awaits_files = given is not None and bool(given.files)
+        """Whether it does not have all its files yet."""
+        self._fetched = None if given is None else Bound(given.fetch)
         self.started = 0.0
         """When it began, on the monotonic clock."""
         self._bounds: dict[StreamName, StreamBound] = {}
@@ -59,6 +66,10 @@ class Action:
         """Whether one more part of its result is within the limit."""
         self._result_left -= len(part.data)
         return self._result_left >= 0
+
+    def fetched(self, said: File | Left) -> str | None:
+        """It sends a file that it was asked for; why that cannot be, or None where it can."""
+        return "it sent a file" if self._fetched is None else self._fetched.wrong(said)
 
     @property
     def open(self) -> bool:

@@ -27,7 +27,17 @@ from mentis_pool._version import __version__
 from mentis_pool.errors import ProtocolError
 from mentis_pool.lanes import Lanes
 from mentis_pool.mentis_v1 import HEALTH
-from mentis_pool.observations import Display, End, Error, Observation, Part, Result, Start, Stream
+from mentis_pool.observations import (
+    Display,
+    End,
+    Error,
+    File,
+    Observation,
+    Part,
+    Result,
+    Start,
+    Stream,
+)
 from mentis_pool.pool_stream import (
     OWED,
     PATH,
@@ -46,6 +56,7 @@ from mentis_pool.pool_stream import (
     Measured,
     Open,
     Opened,
+    Put,
     Refused,
     Run,
     Said,
@@ -232,6 +243,10 @@ class Session:
             sandbox = self._with(command.action)
             if sandbox is not None:
                 sandbox.credit(command.action, command.bytes)
+        elif isinstance(command, Put):
+            sandbox = self._with(command.action)
+            if sandbox is not None:
+                sandbox.put(command)
         elif isinstance(command, Cancel):
             self._carry_out(self._lanes.cancel(command.action))
         elif isinstance(command, Signal):
@@ -332,7 +347,7 @@ def _size(observation: Observation) -> int:
         return 0
     if isinstance(observation, Result):
         return len(observation.pickled or b"")
-    if isinstance(observation, (Stream, Part)):
+    if isinstance(observation, (Stream, Part, File)):
         return len(observation.data)
     return observation.bundle.size if isinstance(observation, Display) else 0
 

@@ -7,6 +7,7 @@ an end-of-file that ends it::
     a worker to be ready      its word · its death
     initializer in a worker   its Done · its death: the client is told that it broke
     run sent to a worker      its Done · its death (told by the init) · its time limit
+    files of a run            its worker took them · its death · its time limit · a signal · its client's end
     run sent ahead            the Done of what is before it · PROMPT passes and it is taken back
     time limit passed         the interrupt works · grace passes and it is killed
     killed                    its death · patience passes and the sandbox is given up
@@ -44,12 +45,15 @@ from mentis_pool.observations import (
     End,
     Error,
     Exceeded,
+    File,
+    Left,
     Observation,
     Part,
     Result,
     StreamName,
+    Wanted,
 )
-from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Run, Standing
+from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Put, Run, Standing
 from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import isolation, posix, wire
 from mentis_pool.runtime.action import Action, death
@@ -235,7 +239,7 @@ class Channel(Generic[M]):
 
 
 class _Runs:
-    """What goes to a worker: runs, of which those can be taken back that it has not read.
+    """What goes to a worker: runs, of which those can be taken back that it has not read; files.
 
     Args:
         filled: where packets are written.
@@ -252,11 +256,15 @@ class _Runs:
         """Whether the worker has to read before more can be written."""
         self._apart = True
         """Whether all that may be unread are whole runs."""
+        self._sent_all: Callable[[], None] | None = None
+        """Called once when nothing is left to be written."""
 
-    def send(self, run: wire.RunWork) -> None:
-        """Send this, or keep it until the worker reads."""
-        packed = memoryview(wire.pack(run))
-        self._apart = posix.KEEPS_PACKETS and len(packed) <= wire.PACKET
+    def send(self, message: wire.ToWorker, then: Callable[[], None] | None = None) -> None:
+        """Send this, or keep it until the worker reads; ``then`` is called when all was written."""
+        packed = memoryview(wire.pack(message))
+        fits = len(packed) <= wire.PACKET
+        self._apart = posix.KEEPS_PACKETS and fits and isinstance(message, wire.RunWork)
+        self._sent_all = then
         for at in range(0, len(packed), wire.PACKET):
             self._unsent.append(packed[at : at + wire.PACKET])
         self._write()
@@ -273,6 +281,9 @@ class _Runs:
         if self._waits:
             self._waits = False
             self._loop.remove_writer(self._filled)
+        then, self._sent_all = self._sent_all, None
+        if then is not None and self._filled.fileno() != -1:
+            then()
 
     def send_ahead(self, run: wire.RunWork) -> bool:
         """Send this in one packet, which can be taken back; whether there is room for it now."""
@@ -672,8 +683,30 @@ class Sandbox:
         if number == signal.SIGKILL:
             self._kill()
         else:
-            self._worker.signalled = True
-            self._send_signal(self._worker.pid, number)
+            self._strike(self._worker, number)
+
+    def _strike(self, worker: _Worker, number: int) -> None:
+        """Send a signal to what runs; one that still waits for files is interrupted without."""
+        worker.signalled = True
+        if number == signal.SIGINT and self._action is not None and self._action.awaits_files:
+            self._action.awaits_files = False
+            worker.runs.send(wire.NoFiles())
+        else:
+            self._send_signal(worker.pid, number)
+
+    def put(self, put: Put) -> None:
+        """The files of an action, as far as they were wanted."""
+        action, worker = self._action, self._worker
+        if action is None or action.number != put.action or worker is None:
+            return
+        if action.awaits_files:
+            action.awaits_files = not put.last and put.failed is None
+            worker.runs.send(put, lambda: self._want_files(action))
+
+    def _want_files(self, action: Action) -> None:
+        """There is room for what comes next of an action's files: the worker took what came before."""
+        if action is self._action and action.awaits_files:
+            self._listener.said(action.number, Wanted())
 
     def credit(self, action: int, count: int) -> None:
         """The reader of an action's output took so many bytes."""
@@ -706,7 +739,7 @@ class Sandbox:
 
     def _work(self, run: Run) -> wire.RunWork:
         namespace: Literal["keep", "new"] = "keep" if self._state == "session" else "new"
-        return wire.RunWork(run.action, run.work, run.stdin, namespace)
+        return wire.RunWork(run.action, run.work, run.stdin, namespace, run.given)
 
     def _begin(self, worker: _Worker, run: Run) -> None:
         """The worker begins to run this."""
@@ -715,6 +748,7 @@ class Sandbox:
         self._usage.begin()
         for observation in action.begin(self._loop.time(), time.time(), self.number):
             self._listener.said(action.number, observation, self._prompt)
+        self._want_files(action)
         self._limit(run)
 
     def _send_ahead(self, worker: _Worker) -> None:
@@ -725,6 +759,8 @@ class Sandbox:
             and self._prompt
             # A script's process runs nothing else.
             and isinstance(self._action.run.work, PickledCall)
+            and not self._action.awaits_files
+            and self._queue[0].given is None
             and isinstance(self._queue[0].work, PickledCall)
             and worker.runs.send_ahead(self._work(self._queue[0]))
         ):
@@ -815,6 +851,16 @@ class Sandbox:
             self._say(action, [message])
             if self._listener.congested():
                 worker.channel.pause()
+        elif isinstance(message, (File, Left)):
+            reason = action.fetched(message)
+            if reason is not None:
+                # Nothing more that it says counts, nor that it ended well.
+                worker.channel.close()
+                self._break(worker, f"what it sent is not what was asked for: {reason}")
+                return
+            self._say(action, [message])
+            if self._listener.congested():
+                worker.channel.pause()
         elif isinstance(message.said, Error) and message.said.kind != "payload":
             # How a task ended otherwise, and what that means for others, is not for it to say.
             self._break(worker, f"it sent an error that is not its own: {message.said.kind}")
@@ -872,8 +918,7 @@ class Sandbox:
         self._recall()
         if action is not None and self._action is action and self._worker is not None:
             action.timed_out = limit
-            self._worker.signalled = True
-            self._send_signal(self._worker.pid, signal.SIGINT)
+            self._strike(self._worker, signal.SIGINT)
             self._set_timer(GRACE, self._kill)
 
     def _kill(self, said: Error | None = None) -> None:

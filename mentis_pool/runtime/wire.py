@@ -12,8 +12,8 @@ import msgspec
 
 from mentis_pool.errors import ProtocolError
 from mentis_pool.limits import Limits
-from mentis_pool.observations import Cut, Display, End, Error, Part, Result
-from mentis_pool.pool_stream import Work
+from mentis_pool.observations import Cut, Display, End, Error, File, Left, Part, Result
+from mentis_pool.pool_stream import Given, Put, Work
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of one message; a longer one is refused."""
@@ -144,6 +144,12 @@ class RunWork(_Message, tag=30, frozen=True):
     work: Work
     stdin: bytes | None
     namespace: Literal["new", "keep", "initialize"] = "new"
+    given: Given | None = None
+    """Its files come behind it, each `Put` when the last one was taken."""
+
+
+class NoFiles(_Message, tag=33, frozen=True):
+    """No more of its files come: it is interrupted."""
 
 
 class Idle(_Message, tag=31, frozen=True):
@@ -167,7 +173,8 @@ ToZygote = NewSandbox | EndSandbox
 FromZygote = Ready | Failed
 ToInit = Fork | Retire | Signal | Execute
 FromInit = Forked | Died | Retired | Executed | Signalled
-FromWorker = Display | Cut | Part | Done | Idle
+ToWorker = RunWork | Put | NoFiles
+FromWorker = Display | Cut | Part | File | Left | Done | Idle
 
 M = TypeVar("M")
 

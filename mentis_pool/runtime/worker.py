@@ -19,13 +19,16 @@ import sys
 import tempfile
 import termios
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from mentis_pool.limits import HEADROOM, Limits
-from mentis_pool.observations import Cut, Display, End, Error, Failure, Part, Result
-from mentis_pool.pool_stream import Cells, PickledCall, Shell, Work
+from mentis_pool.observations import Cut, Display, End, Error, Failure, File, Left, Part, Result
+from mentis_pool.pool_stream import Cells, Given, PickledCall, Put, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
 from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
+from mentis_pool.runtime.task_files import Environment, Fetching, NotPut, Putting
 from mentis_pool.text import to_text
 
 
@@ -59,7 +62,11 @@ class Worker:
         self._names: dict[str, Any] = {}
         """What an initializer cell leaves for every cell."""
         # From the supervisor, so as long as the client likes.
-        self._commands = wire.Unpacker(wire.RunWork, limit=1 << 32)
+        self._commands: wire.Unpacker[wire.ToWorker] = wire.Unpacker(
+            wire.ToWorker,  # type: ignore[arg-type]
+            limit=1 << 32,
+        )
+        self._heard: deque[wire.ToWorker] = deque()
         # Out of the way of descriptors that cells expect to be free or to be theirs.
         self._out = tuple(moved_away(fd) for fd in (stdout, stderr))
         tempfile.tempdir = None
@@ -72,6 +79,7 @@ class Worker:
         os.setsid()
         self._pid = os.getpid()
         self._sock = sock
+        self._runs = runs
         self._written = written
         self.limit()
         # Forked processes would all draw the same numbers; `random` sees to itself.
@@ -79,8 +87,9 @@ class Worker:
         if numpy is not None and "numpy.random" in sys.modules:
             numpy.random.seed()
         self._be_idle()
-        while data := runs.recv(wire.PACKET):
-            for command in self._commands.feed(data):
+        while (command := self._next()) is not None:
+            # Files come behind the run that they are for, which takes them, if it still can.
+            if isinstance(command, wire.RunWork):
                 self._obey(command)
 
     def limit(self) -> None:
@@ -104,14 +113,26 @@ class Worker:
                 most = most if hard == resource.RLIM_INFINITY else min(most, hard)
                 resource.setrlimit(kind, (most, most))
 
+    def _next(self) -> wire.ToWorker | None:
+        """What comes next; None where nothing more will."""
+        while not self._heard:
+            data = self._runs.recv(wire.PACKET)
+            if not data:
+                return None
+            self._heard += self._commands.feed(data)
+        return self._heard.popleft()
+
     def _obey(self, command: wire.RunWork) -> None:
         begun = time.monotonic()
         cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
         said: Result | Error
         code = 0
+        around = None if command.given is None else _Around(command, self._work)
         try:
             try:
                 self._make_ready(command)
+                if around is not None:
+                    around.begin(self._take_files)
                 self._running = True
                 self._idle = False
                 if command.namespace == "initialize":
@@ -119,7 +140,10 @@ class Worker:
                 else:
                     said = self._execute(command.work)
             finally:
-                self._running = False
+                # What is sent from now on is not to be interrupted.
+                self._running = self._idle = False
+        except NotPut as exc:
+            said = Error("payload", str(exc))
         except BaseException as exc:  # noqa: BLE001 - an interrupt, or what hostile code leaves behind
             said = self._raised(command.work, exc)
             if os.getpid() != self._pid:
@@ -129,6 +153,11 @@ class Worker:
             self._flush()
             os._exit(code)
         self._flush()
+        if around is not None:
+            try:
+                said = around.end(said, self._say, lambda: self._missed)
+            except Exception as exc:  # noqa: BLE001 - what a cell leaves behind
+                said = self._raised(command.work, exc)
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         unread = self._unread()
@@ -157,7 +186,8 @@ class Worker:
     def _make_ready(self, command: wire.RunWork) -> None:
         """What a run may expect; of calls in a kept process no more than that it goes on."""
         call = isinstance(command.work, PickledCall)
-        if call and self._used and command.stdin is None and not self._has_stdin:
+        plain = command.stdin is None and command.given is None
+        if call and self._used and plain and not self._has_stdin:
             return
         keep = self._used and command.namespace == "keep"
         if not keep:
@@ -270,6 +300,17 @@ class Worker:
             self._names = {name: names[name] for name in names.keys() - before}
         return Result(failure=said.failure, text=written)
 
+    def _take_files(self) -> Put | wire.NoFiles:
+        """The next files of this run, which is alone until it has them."""
+        command = self._next()
+        if command is None:
+            os._exit(0)
+        assert not isinstance(command, wire.RunWork)
+        return command
+
+    def _say(self, said: File | Left) -> None:
+        self._sock.sendall(wire.pack(said))
+
     def _part(self, data: bytes) -> None:
         self._sock.sendall(wire.pack(Part(data)))
 
@@ -286,6 +327,57 @@ class Worker:
             except Exception:  # noqa: BLE001 - closed, or replaced by anything
                 continue
         posix.flush_stdio()
+
+
+class _Around:
+    """What a run has besides: before it and after it."""
+
+    def __init__(self, command: wire.RunWork, directory: str) -> None:
+        assert command.given is not None
+        self._given: Given = command.given
+        self._directory = directory
+        self._stay = command.namespace == "keep"
+        self._putting = Putting(directory, self._given.files)
+        self._environment: Environment | None = None
+        self._begun = False
+
+    def begin(self, take: Callable[[], Put | wire.NoFiles]) -> None:
+        """Put the files, as they come, and set the variables.
+
+        Raises:
+            NotPut: they do not come, or cannot be put.
+            KeyboardInterrupt: it is interrupted.
+        """
+        last = not self._given.files
+        while not last:
+            put = take()
+            if isinstance(put, wire.NoFiles):
+                raise KeyboardInterrupt
+            if put.failed is not None:
+                raise NotPut(put.failed)
+            for piece in put.pieces:
+                self._putting.take(piece)
+            last = put.last
+        self._environment = Environment(self._given.env)
+        self._begun = True
+
+    def end(
+        self,
+        said: Result | Error,
+        say: Callable[[File | Left], None],
+        stopped: Callable[[], bool],
+    ) -> Result | Error:
+        """Fetch what is asked for, and leave nothing that was the run's alone; how it ended."""
+        if self._environment is not None:
+            self._environment.restore()
+        if self._begun:
+            over = Fetching(say, stopped).fetch(self._directory, self._given.fetch)
+            if over is not None and isinstance(said, Result) and said.failure is None:
+                said = Error("payload", over)
+        self._putting.close()
+        if not self._stay:
+            self._putting.remove()
+        return said
 
 
 def _shell(command: str) -> Result:

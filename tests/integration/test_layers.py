@@ -21,6 +21,7 @@ PURE = [
     "errors",
     "text",
     "observations",
+    "files",
     "output",
     "values",
     "walls",
@@ -45,7 +46,7 @@ PURE = [
 ]
 LAYERS = [
     *([name] for name in PURE),
-    ["events", "stream"],
+    ["events", "stream", "upload"],
     ["client", "threads"],
     ["v1_connection"],
     ["connection"],
@@ -70,6 +71,7 @@ FOR_RUNTIME = {
     "array_types",
     "boxes",
     "errors",
+    "files",
     "lanes",
     "limits",
     "mentis_v1",

@@ -17,12 +17,14 @@ from mentis_pool.observations import (
     End,
     Error,
     Failure,
+    File,
+    Left,
     Part,
     Result,
     Start,
     Stream,
 )
-from mentis_pool.pool_stream import Cells, Run
+from mentis_pool.pool_stream import Cells, Given, Run
 from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import action as module
 from mentis_pool.runtime.action import DISPLAY_LIMIT, Action, death
@@ -288,3 +290,21 @@ def test_a_hostile_count_of_what_was_cut_still_fits_the_wire():
         assert action.shown(Cut("displays", count)) == []
     cut = [o for o in action.finish(Result(), End(0.0), 1.0) if isinstance(o, Cut)]
     assert cut == [Cut("displays", 2**53)]
+
+
+# ── files ───────────────────────────────────────────────────────────────────
+
+
+def test_a_run_without_files_waits_for_none_and_sends_none():
+    action = Action(a_run())
+    assert not action.awaits_files
+    assert action.fetched(File("a", b"", True)) == "it sent a file"
+    assert action.fetched(Left("a", "link")) == "it sent a file"
+
+
+def test_a_run_waits_for_its_files_and_sends_those_that_are_asked_for():
+    action = Action(a_run(given=Given(["data"], {}, ["a"])))
+    assert action.awaits_files
+    assert action.fetched(File("a", b"", True)) is None
+    assert "not asked for" in action.fetched(File("b", b"", True))
+    assert not Action(a_run(given=Given(env={"A": "a"}))).awaits_files

@@ -17,12 +17,14 @@ from mentis_pool.observations import (
     End,
     Error,
     Failure,
+    File,
+    Left,
     Part,
     Result,
     Start,
     Stream,
 )
-from mentis_pool.pool_stream import Cells, PickledCall, Shell
+from mentis_pool.pool_stream import Cells, Given, PickledCall, Piece, Put, Shell
 from mentis_pool.runtime.wire import (
     MAX_MESSAGE,
     Died,
@@ -38,6 +40,7 @@ from mentis_pool.runtime.wire import (
     FromZygote,
     Idle,
     NewSandbox,
+    NoFiles,
     Ready,
     Retire,
     Retired,
@@ -45,6 +48,7 @@ from mentis_pool.runtime.wire import (
     Signal,
     Signalled,
     ToInit,
+    ToWorker,
     ToZygote,
     Unpacker,
     pack,
@@ -57,12 +61,14 @@ EACH = [
     (ToInit, [Fork(), Retire(5, True), Signal(5, 9), Execute(7, b"ls", b"", {"A": "é"})]),
     (FromInit, [Forked(5), Died(5, 9, 0.5, 2**40), Retired(5), Executed(7, 5), Signalled(5)]),
     (
-        RunWork,
+        ToWorker,
         [
             RunWork(3, Cells([b"1", b"\xff"], {"x": b"p"}, [b"a.py", b"\xff"]), b"in", "keep"),
             RunWork(3, Cells([]), None),
             RunWork(0, PickledCall(b"\x80", True), None, "initialize"),
-            RunWork(3, Shell(b"ls \xff"), b""),
+            RunWork(3, Shell(b"ls \xff"), b"", given=Given(["é"], {"A": "é"}, ["*"])),
+            Put(3, [Piece(b"\x80", False), Piece(b"", True)], True, "why"),
+            NoFiles(),
         ],
     ),
     (
@@ -78,6 +84,8 @@ EACH = [
             Done(3, Result(pickled=b"\x80", exit_code=3), End(0.5), True),
             Done(3, Error("payload", "what"), End(0.5)),
             Part(b"\x80"),
+            File("a/é", b"\x80", True),
+            Left("é", "link"),
             Idle(),
         ],
     ),
