@@ -96,6 +96,13 @@ def test_in_out_and_underscore_are_as_in_a_notebook(session):
     assert session.submit("sorted(Out), len(In)").result().value == ([1, 2, 4], 6)
 
 
+def test_what_shows_out_does_not_show_itself(session):
+    session.submit("6 * 7")
+    shown = [session.submit(cell).result(BOUND) for cell in ("Out", "[Out]", "Out[3][0] is Out")]
+    assert [each.text for each in shown] == ["{1: 42}", "[{1: 42}]", "True"]
+    assert [each.value for each in shown] == [{1: 42}, [{1: 42}], True]
+
+
 def test_a_cell_that_raises_leaves_the_state(session):
     session.submit("x = 3")
     failing = session.submit("x = 4; 1 / 0")

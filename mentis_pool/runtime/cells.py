@@ -66,6 +66,8 @@ class _Hook(DisplayHook):  # type: ignore[misc]
     """Keeps the last expression's value instead of printing it."""
 
     value: Any = None
+    shown: Result | None = None
+    result_of: Callable[[Any], Result]
 
     def __call__(self, result: Any = None) -> None:
         if result is None:
@@ -73,6 +75,8 @@ class _Hook(DisplayHook):  # type: ignore[misc]
         self.check_for_underscore()
         if self.quiet():
             return
+        # Before it is in `Out`, as in IPython: what shows `Out` does not show itself.
+        self.shown = self.result_of(result)
         self.update_user_ns(result)
         self.fill_exec_result(result)
         self.value = result
@@ -369,6 +373,7 @@ class CellRun:
         self._show = show
         self._pid = os.getpid()
         shell.show = show
+        shell.displayhook.result_of = self._result
 
     def cells(self, sources: list[str]) -> Result:
         """Run the sources one after the other, up to the first that fails.
@@ -377,21 +382,21 @@ class CellRun:
         """
         result = Result()
         for number, source in enumerate(sources, 1):
-            value, failure = self._cell(source)
+            shown, failure = self._cell(source)
             if failure is not None:
                 return Result(failure=failure)
             if number == len(sources):
-                result = self._result(value)
-            elif value is not None:
-                self._show(self._displayed(value))
+                result = shown or Result()
+            elif shown is not None:
+                self._show(Display(shown.bundle or Bundle({"text/plain": shown.text or ""})))
         return result
 
-    def _cell(self, source: str) -> tuple[Any, Failure | None]:
+    def _cell(self, source: str) -> tuple[Result | None, Failure | None]:
         if "\0" in source:
             # IPython would cut the line there, and Python 3.10 raises a ValueError.
             return None, failure_of(SyntaxError("source code string cannot contain null bytes"))
         hook = self._shell.displayhook
-        hook.value = None
+        hook.value = hook.shown = None
         self._shell._depth = 0
         python = self._shell.python_of(source)
         if python is not None:
@@ -406,12 +411,10 @@ class CellRun:
             if self._in_child():
                 raise error
             return None, failure_of(error)
-        value, hook.value = hook.value, None
-        return value, None
+        shown, hook.value, hook.shown = hook.shown, None, None
+        return shown, None
 
     def _result(self, value: Any) -> Result:
-        if value is None:
-            return Result()
         texts, rich = self._forms(value)
         return Result(
             value=values.encode(value),
@@ -438,10 +441,6 @@ class CellRun:
             self._show(bundle)
             return shown, None
         return shown, bundle
-
-    def _displayed(self, value: Any) -> Display | Cut:
-        text, rich = self._forms(value)
-        return Display(rich or Bundle({"text/plain": text}))
 
     def script(self, source: str, argv: list[str]) -> Result:
         """Run the source as ``python argv[0]`` would, up to and with its exit."""

@@ -18,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TextIO
+
+import msgspec
 
 from mentis_pool.limits import HEADROOM, Limits
 from mentis_pool.observations import Cut, Display, End, Error, Failure, File, Left, Part, Result
@@ -56,6 +59,8 @@ class Worker:
         """Whether it runs nothing and has said all."""
         self._missed = False
         """Whether an interrupt came while it said the last."""
+        self._saying = threading.Lock()
+        """Held for as long as a message is sent: a cell's threads say things as well."""
         self._used = False
         self._has_stdin = False
         self._shell = CellShell.instance()
@@ -161,7 +166,7 @@ class Worker:
         own = resource.getrusage(resource.RUSAGE_SELF)
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         unread = self._unread()
-        self._sock.sendall(wire.pack(wire.Done(command.number, said, used, unread)))
+        self._say(wire.Done(command.number, said, used, unread))
         self._idle = True
         if self._missed:
             self._be_idle()
@@ -231,7 +236,7 @@ class Worker:
     def _be_idle(self) -> None:
         self._idle = True
         self._missed = False
-        self._sock.sendall(wire.pack(wire.Idle()))
+        self._say(wire.Idle())
 
     def _prepare(self) -> None:
         """Everything that a cell may have changed as it is for a new one."""
@@ -308,17 +313,31 @@ class Worker:
         assert not isinstance(command, wire.RunWork)
         return command
 
-    def _say(self, said: File | Left) -> None:
-        self._sock.sendall(wire.pack(said))
-
     def _part(self, data: bytes) -> None:
-        self._sock.sendall(wire.pack(Part(data)))
+        # It is done, and nothing but its result may follow: it cannot be interrupted any more.
+        self._running = False
+        self._say(Part(data))
 
     def _show(self, shown: Display | Cut) -> None:
-        if os.getpid() == self._pid:
-            # What was printed before comes before.
-            self._flush()
-            self._sock.sendall(wire.pack(shown))
+        if os.getpid() != self._pid:
+            return
+        # What was printed before comes before.
+        self._flush()
+        if threading.current_thread() is not threading.main_thread():
+            self._say(shown)
+            return
+        running, self._running = self._running, False
+        try:
+            self._say(shown)
+        finally:
+            self._running = running
+        if running and self._missed:
+            self._missed = False
+            raise KeyboardInterrupt
+
+    def _say(self, message: msgspec.Struct) -> None:
+        with self._saying:
+            self._sock.sendall(wire.pack(message))
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):

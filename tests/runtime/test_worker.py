@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+
 import pytest
 
-from mentis_pool import CellError, SandboxDied, SandboxError
+from mentis_pool import CellError, SandboxDied, SandboxError, SandboxExecutor
 
 
 def test_output_written_to_descriptors_and_by_children_is_the_cells(executor):
@@ -137,3 +142,71 @@ def test_a_cell_that_replaces_what_the_worker_uses_fails_or_works_but_never_hang
             result.error, (CellError, SandboxError, TimeoutError)
         )
     assert executor.submit("6").result().value == 6
+
+
+def returned_while_it_is_interrupted(size):
+    from mentis_pool.observations import Part
+    from mentis_pool.runtime import wire
+
+    def interrupt():
+        for _ in range(100):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    pack = wire.pack
+
+    def packed(message):
+        if isinstance(message, Part) and thread.ident is None:
+            thread.start()
+        return pack(message)
+
+    wire.pack = packed
+    return bytes(size)
+
+
+def test_an_interrupt_while_a_result_is_sent_cuts_nothing_off():
+    with SandboxExecutor(1, state="fresh") as executor:
+        future = executor.submit(returned_while_it_is_interrupted, 100_000_000)
+        assert future.exception(30) is None
+        assert future.result() == bytes(100_000_000)
+
+
+def test_an_interrupt_while_something_is_displayed_comes_when_that_is_sent():
+    with SandboxExecutor(1, max_output=None) as executor:
+        future = executor.submit(
+            "import os, signal, threading, time\n"
+            "from mentis_pool.runtime import wire\n"
+            "pack, interrupted = wire.pack, 0\n"
+            "def packed(message):\n"
+            "    data = pack(message)\n"
+            "    threading.Timer(0.002, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+            "    return data\n"
+            "wire.pack = packed\n"
+            "for _ in range(5):\n"
+            "    try:\n"
+            "        display({'text/html': 'y' * 10_000_000}, raw=True)\n"
+            "        time.sleep(30)\n"
+            "    except KeyboardInterrupt:\n"
+            "        interrupted += 1\n"
+            "wire.pack = pack\n"
+            "interrupted"
+        )
+        result = future.result(30)
+    assert result.value == 5
+    assert [display["text/html"] for display in result.displays] == ["y" * 10_000_000] * 5
+
+
+def test_what_threads_display_at_once_arrives_whole():
+    with SandboxExecutor(1, max_output=None) as executor:
+        future = executor.submit(
+            "import threading\n"
+            "def show(letter):\n"
+            "    display({'text/html': letter * 5_000_000}, raw=True)\n"
+            "threads = [threading.Thread(target=show, args=(letter,)) for letter in 'abcd']\n"
+            "for thread in threads: thread.start()\n"
+            "for thread in threads: thread.join()"
+        )
+        displays = future.result(30).displays
+    shown = {display["text/html"] for display in displays}
+    assert shown == {letter * 5_000_000 for letter in "abcd"}
