@@ -28,6 +28,9 @@ if TYPE_CHECKING:
         DeadlineExceeded as DeadlineExceeded,
     )
     from mentis_pool.errors import (
+        IsolationWarning as IsolationWarning,
+    )
+    from mentis_pool.errors import (
         MentisPoolError as MentisPoolError,
     )
     from mentis_pool.errors import (
@@ -96,6 +99,7 @@ if TYPE_CHECKING:
     from mentis_pool.sandbox import SpaceManager as SpaceManager
     from mentis_pool.sandbox import sandbox_session as sandbox_session
     from mentis_pool.session import Session as Session
+    from mentis_pool.walls import Wall as Wall
 
 _HOME = {
     **dict.fromkeys(
@@ -104,6 +108,7 @@ _HOME = {
             "CellError",
             "CellTimeout",
             "DeadlineExceeded",
+            "IsolationWarning",
             "MentisPoolError",
             "OutcomeUnknown",
             "PayloadError",
@@ -121,6 +126,7 @@ _HOME = {
     "SandboxExecutor": "executor",
     **dict.fromkeys(("CallFuture", "CellFuture"), "future"),
     "Session": "session",
+    "Wall": "walls",
     **dict.fromkeys(
         ("Cut", "Display", "End", "Error", "Part", "Result", "Start", "Stream"), "observations"
     ),

@@ -31,6 +31,7 @@ from mentis_pool.future import CellFuture
 from mentis_pool.observations import Cut, Display, Result, Stream
 from mentis_pool.results import CellResult
 from mentis_pool.text import printable
+from mentis_pool.walls import LEVELS
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -408,9 +409,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     run.add_argument(
         "--out", metavar="FILE", help="write results to FILE, a line of JSON each, in order"
     )
+    _add_isolation(run)
     _add_serve(commands, log)
+    commands.add_parser(
+        "doctor",
+        parents=[log],
+        help="say which walls hold on this machine",
+        description="Try on this machine what sandboxes are isolated with, and say what works, a "
+        "line each. Exits 1 when the strongest isolation cannot be had.",
+    )
     parsed, rest = parser.parse_known_args(_with_cells(arguments))
-    if parsed.command == "serve":
+    if parsed.command != "run":
         if rest:
             parser.error(f"unrecognized argument: {rest[0]}")
         return parsed
@@ -427,6 +436,28 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if path != "-" and not os.path.isfile(path):
             run.error(f"there is no file {path}")
     return parsed
+
+
+def _add_isolation(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--isolation",
+        choices=("auto", *LEVELS),
+        default="auto",
+        help="how sandboxes are isolated; naming a level insists on it (auto: the strongest)",
+    )
+    command.add_argument(
+        "--network",
+        choices=("none", "host"),
+        default="none",
+        help="what sandboxes reach: nothing, or what this machine does (none)",
+    )
+    command.add_argument(
+        "--expose",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a path that sandboxes may read besides; repeatable",
+    )
 
 
 def _add_serve(
@@ -448,7 +479,7 @@ def _add_serve(
     serve.add_argument(
         "--insecure",
         action="store_true",
-        help="serve to other machines, though the sandboxes have no walls yet",
+        help="serve to other machines without insisting on walls around the sandboxes",
     )
     serve.add_argument(
         "--max-sandboxes",
@@ -463,27 +494,52 @@ def _add_serve(
         metavar="MODULE",
         help="import this once, for all cells; repeatable",
     )
+    _add_isolation(serve)
 
 
 def _serve(parsed: argparse.Namespace) -> int:
     if sys.platform == "win32":
         print("mentis-pool: serve needs fork(), which Windows has not", file=sys.stderr)
         return 2
-    from mentis_pool.runtime import serve
+    from mentis_pool.runtime import serve, standing
 
     token = None
     if not parsed.no_token:
         token = os.environ.get("MENTIS_RUNTIME_TOKEN") or secrets.token_urlsafe(24)
-    reason = serve.refusal(parsed.host, token, parsed.insecure)
+    reason = serve.refusal(parsed.host, token, parsed.insecure, parsed.isolation)
     if reason is not None:
         print(f"mentis-pool: {reason}", file=sys.stderr)
         return 2
     try:
-        return serve.serve(parsed.host, parsed.port, token, parsed.max_sandboxes, parsed.preload)
+        return serve.serve(
+            parsed.host,
+            parsed.port,
+            token,
+            parsed.max_sandboxes,
+            parsed.preload,
+            standing.Asked(
+                parsed.isolation,
+                parsed.network,
+                [os.path.abspath(path) for path in parsed.expose],
+                os.path.expanduser("~"),
+            ),
+        )
+    except standing.NoIsolation as exc:
+        print(f"mentis-pool: {exc}", file=sys.stderr)
+        return 2
     except OSError as exc:
         where = f"{parsed.host} port {parsed.port}"
         print(f"mentis-pool: {where} cannot be served: {exc}", file=sys.stderr)
         return 2
+
+
+def _doctor() -> int:
+    from mentis_pool.runtime import probe
+
+    found = probe.found()
+    for each in found:
+        print(f"{each.name}: {'works' if each.held else 'does NOT work'} ({each.detail})")
+    return 0 if found[0].held else 1
 
 
 def _log_to(path: str) -> IO[str]:
@@ -516,7 +572,13 @@ def _run(parsed: argparse.Namespace, out: IO[str] | None) -> int:
     page = _Page(named=total != 1)
     count = 0
     failed: list[str] = []
-    executor = SandboxExecutor(parsed.workers, timeout=parsed.timeout)
+    executor = SandboxExecutor(
+        parsed.workers,
+        timeout=parsed.timeout,
+        isolation=parsed.isolation,
+        network=parsed.network,
+        expose=parsed.expose,
+    )
     with contextlib.nullcontext() if out is None else out, _Bar(total) as bar:
         for name, outcome in _Reader(executor, source, bar.advance):
             with bar.aside(outcome):
@@ -556,6 +618,8 @@ def main(arguments: list[str] | None = None) -> int:
                 _log_to(parsed.log)
             if parsed.command == "serve":
                 return _serve(parsed)
+            if parsed.command == "doctor":
+                return _doctor()
             out = None if parsed.out is None else open(parsed.out, "w", encoding="utf-8")
         except OSError as exc:
             print(f"mentis-pool: {exc}", file=sys.stderr)

@@ -8,18 +8,20 @@ from __future__ import annotations
 import platform
 import threading
 import time
+import warnings
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import tenacity
 
 from mentis_pool.address import Address
-from mentis_pool.errors import RuntimeRejected, RuntimeUnavailable
+from mentis_pool.errors import IsolationWarning, RuntimeRejected, RuntimeUnavailable
 from mentis_pool.events import log
-from mentis_pool.pool_stream import PATH, SUBPROTOCOL, Command, Event
+from mentis_pool.pool_stream import PATH, SUBPROTOCOL, Command, Event, Standing
 from mentis_pool.runtime.local import LocalRuntime
 from mentis_pool.stream import PoolStream, link, unix_link
 from mentis_pool.threads import Threads
+from mentis_pool.walls import LEVELS, warning
 
 START_TIMEOUT = 60.0
 """Seconds within which a runtime must be ready; preloading counts."""
@@ -46,6 +48,9 @@ class Connection(Protocol):
     def names(self, action: int, sandbox: int) -> tuple[str, str]:
         """What the runtime calls an action that began, and the sandbox that has it."""
 
+    def standing(self) -> Standing:
+        """How its sandboxes are isolated."""
+
     def lose(self) -> str:
         """Close it, as one that is lost; why it was, where that is known."""
 
@@ -71,6 +76,9 @@ class _Pool:
 
     def send(self, commands: list[Command]) -> None:
         self._stream.send(commands)
+
+    def standing(self) -> Standing:
+        return self._stream.welcome.standing
 
     def names(self, action: int, sandbox: int) -> tuple[str, str]:
         session = self._stream.welcome.session
@@ -153,32 +161,64 @@ def _retrying(retries: int, ending: threading.Event) -> tenacity.Retrying:
     )
 
 
+class Isolation(NamedTuple):
+    """How the embedded runtime is to isolate sandboxes; as for the executor."""
+
+    level: str = "auto"
+    network: str = "none"
+    expose: tuple[str, ...] = ()
+
+
 def local(
-    preload: list[str], threads: int, retries: int, ending: threading.Event
+    preload: list[str],
+    threads: int,
+    isolation: Isolation,
+    retries: int,
+    ending: threading.Event,
 ) -> LocalConnection:
     """Start the embedded runtime.
 
     Raises:
         RuntimeUnavailable: it cannot be started here, after all retries, and why.
     """
-    return _retrying(retries, ending)(_start, preload, threads)
+    return _retrying(retries, ending)(_start, preload, threads, isolation)
 
 
-def _start(preload: list[str], threads: int) -> LocalConnection:
+def _start(preload: list[str], threads: int, isolation: Isolation) -> LocalConnection:
     begun = time.monotonic()
-    runtime = LocalRuntime(preload, threads)
+    level, network, expose = isolation
+    runtime = LocalRuntime(preload, threads, isolation=level, network=network, expose=expose)
     try:
-        stream = PoolStream(unix_link(runtime.connect(), START_TIMEOUT))
-    except RuntimeUnavailable as exc:
-        words = runtime.last_words()
-        runtime.stop()
-        raise RuntimeUnavailable(words) from exc
+        try:
+            stream = PoolStream(unix_link(runtime.connect(), START_TIMEOUT))
+        except RuntimeUnavailable as exc:
+            raise RuntimeUnavailable(runtime.last_words()) from exc
+        _warn(stream.welcome.standing, isolation)
     except BaseException:
         runtime.stop()
         raise
     seconds = round(time.monotonic() - begun, 6)
-    log("info", "runtime_started", pid=runtime.pid, seconds=seconds)
+    log(
+        "info",
+        "runtime_started",
+        pid=runtime.pid,
+        seconds=seconds,
+        isolation=stream.welcome.standing.level,
+    )
     return LocalConnection(runtime, stream)
+
+
+_warned: set[str] = set()
+
+
+def _warn(standing: Standing, asked: Isolation) -> None:
+    """Say once for each level what is not held, where the strongest was asked for."""
+    if asked.level != "auto" or standing.level == LEVELS[0] or standing.level in _warned:
+        return
+    _warned.add(standing.level)
+    text = warning(standing.level, standing.network, standing.reasons)
+    log("warning", "isolation_weak", isolation=standing.level, reasons=standing.reasons)
+    warnings.warn(text, IsolationWarning, stacklevel=2)
 
 
 def remote(

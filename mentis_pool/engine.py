@@ -77,6 +77,7 @@ from mentis_pool.pool_stream import (
     Run,
     Said,
     Signal,
+    Standing,
 )
 from mentis_pool.pool_stream import Cancel as CancelAction
 from mentis_pool.results import CellResult
@@ -266,6 +267,12 @@ class Engine:
             orders = self._pool.signal(task, number, final)
         self._carry_out(orders)
         return bool(orders)
+
+    def standing(self) -> Standing | None:
+        """How the sandboxes of its runtime are isolated; None where it has none now."""
+        with self._lock:
+            connection = self._connection
+        return None if connection is None else connection.standing()
 
     # ── for sessions ────────────────────────────────────────────────────────
 

@@ -18,6 +18,8 @@
     ├─ PayloadError         something cannot travel, or may not be rebuilt (also pickle.PicklingError)
     └─ BrokenSandboxPool    (also concurrent.futures.BrokenExecutor)
 
+And one warning: IsolationWarning.
+
 Each can be pickled. One that is the outcome of a task carries what the task gave
 until then as ``result``.
 """
@@ -33,6 +35,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from mentis_pool.results import CellResult
+
+
+class IsolationWarning(UserWarning):
+    """Sandboxes are not isolated as well as they can be; what is not held, and the remedy."""
 
 
 class MentisPoolError(Exception):

@@ -22,9 +22,14 @@ import structlog
 import tenacity
 
 from mentis_pool.address import parse
-from mentis_pool.connection import Connection, local, remote
+from mentis_pool.connection import Connection, Isolation, local, remote
 from mentis_pool.engine import Engine
-from mentis_pool.errors import BrokenSandboxPool, MentisPoolError, PayloadError
+from mentis_pool.errors import (
+    BrokenSandboxPool,
+    MentisPoolError,
+    PayloadError,
+    RuntimeUnavailable,
+)
 from mentis_pool.future import CallFuture, CellFuture
 from mentis_pool.observations import Stream
 from mentis_pool.payload import Call, pack_call, pickle_variables
@@ -38,6 +43,7 @@ from mentis_pool.task import Settings, Task
 from mentis_pool.text import to_bytes
 from mentis_pool.threads import Threads
 from mentis_pool.trust import Trust
+from mentis_pool.walls import LEVELS, Wall, report
 
 MAX_OUTPUT = 10 * 1024 * 1024
 _UNSET: Any = object()
@@ -78,6 +84,14 @@ class SandboxExecutor(Executor):
             documentation lists: types, and names of packages. With "all" whatever comes
             back is unpickled, and **a sandbox may then run code in your process**.
         preload: modules imported once, before any task; each finds them imported.
+        isolation: how the embedded runtime keeps sandboxes apart from the machine and from
+            each other: "bubblewrap" (namespaces), "landlock" (where those are not allowed),
+            "process" (no wall). Naming one insists on it: otherwise `RuntimeUnavailable`.
+            "auto": the strongest that works, with an `IsolationWarning` where that is
+            not the first. `isolation_report` says what it holds.
+        network: "none", or "host" for the machine's.
+        expose: paths that sandboxes may read at the embedded runtime, besides the system,
+            Python, and what ``sys.path`` and the working directory have.
 
     Raises:
         ValueError, TypeError: an argument is none of these.
@@ -101,6 +115,9 @@ class SandboxExecutor(Executor):
         when_full: Literal["block", "raise"] = "block",
         trust: Iterable[type | str] | Literal["all"] = (),
         preload: Sequence[str] = (),
+        isolation: Literal["auto", "bubblewrap", "landlock", "process"] = "auto",
+        network: Literal["none", "host"] = "none",
+        expose: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         if max_workers is None:
             max_workers = cpus()
@@ -129,6 +146,12 @@ class SandboxExecutor(Executor):
             raise ValueError(
                 "preload= is for the embedded runtime; give it to 'mentis-pool serve --preload'"
             )
+        isolated = _isolation(isolation, network, expose)
+        if isolated != Isolation() and address is not None:
+            raise ValueError(
+                "isolation=, network= and expose= are for the embedded runtime; "
+                "give them to 'mentis-pool serve'"
+            )
         threads = max(1, cpus() // max_workers)
         trusted = Trust.of(trust)
         self._max_output = max_output
@@ -146,7 +169,7 @@ class SandboxExecutor(Executor):
 
         def connect(ending: threading.Event, keepers: Threads) -> Connection:
             if address is None:
-                return local(modules, threads, retries, ending)
+                return local(modules, threads, isolated, retries, ending)
             return remote(address, token, retries, ending, keepers)
 
         self._engine = Engine(
@@ -445,6 +468,21 @@ class SandboxExecutor(Executor):
         )
         return view
 
+    def isolation_report(self) -> list[Wall]:
+        """What holds in its sandboxes against a hostile cell, one wall each; starts the runtime.
+
+        Raises:
+            RuntimeUnavailable, RuntimeRejected: there is no runtime.
+            BrokenSandboxPool, RuntimeError: as `submit`.
+        """
+        standing = self._engine.standing()
+        if standing is None:
+            self._submit([""], {}).result()
+            standing = self._engine.standing()
+        if standing is None:
+            raise RuntimeUnavailable("the runtime was lost")
+        return report(standing.level, standing.network)
+
     # ── the end ─────────────────────────────────────────────────────────────
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -536,6 +574,16 @@ def _result_of(future: CellFuture) -> CellResult:
         return future.result()
     assert isinstance(error, MentisPoolError), error
     return error.result if error.result is not None else CellResult(error=error)
+
+
+def _isolation(level: str, network: str, expose: Sequence[str | os.PathLike[str]]) -> Isolation:
+    if level not in ("auto", *LEVELS):
+        raise ValueError(f"isolation must be 'auto' or one of {LEVELS}, not {level!r}")
+    if network not in ("none", "host"):
+        raise ValueError(f"network must be 'none' or 'host', not {network!r}")
+    if isinstance(expose, (str, bytes, os.PathLike)):
+        raise TypeError(f"expose must be a list of paths, not {expose!r}")
+    return Isolation(level, network, tuple(os.path.abspath(path) for path in expose))
 
 
 def _check_workers(value: object) -> None:

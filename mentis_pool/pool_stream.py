@@ -148,12 +148,24 @@ Command = Begin | Open | Run | Credit | Close | Cancel | Signal
 # ── events: runtime to client ───────────────────────────────────────────────
 
 
+class Standing(_Message, frozen=True):
+    """The level of isolation at which sandboxes are (see `mentis_pool.walls`), and their network.
+
+    ``reasons``: why not at a stronger one, where that was asked for.
+    """
+
+    level: str = "process"
+    network: str = "host"
+    reasons: list[str] = []
+
+
 class Welcome(_Message, tag=0, frozen=True):
     """First of all: the runtime is ready. ``session`` makes ids unique across runtimes."""
 
     session: str
     version: str
     python: str
+    standing: Standing = Standing()
 
 
 class Said(_Message, tag=1, frozen=True):

@@ -38,6 +38,7 @@ from mentis_pool.pool_stream import (
     Run,
     Said,
     Signal,
+    Standing,
 )
 from mentis_pool.slot import (
     Delete,
@@ -110,6 +111,10 @@ class V1Connection:
             deadlines = [slot.deadline for slot in self._slots.values()]
         known = [deadline for deadline in deadlines if deadline is not None]
         return max(0.0, min(known) - time.monotonic()) if known else None
+
+    def standing(self) -> Standing:
+        """An original runtime does not say."""
+        return Standing("unknown")
 
     def names(self, action: int, sandbox: int) -> tuple[str, str]:
         """What the runtime calls them."""

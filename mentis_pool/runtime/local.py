@@ -19,13 +19,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import IO
 
 import tenacity
 
 from mentis_pool.errors import RuntimeUnavailable
-from mentis_pool.runtime import isolation, program
+from mentis_pool.runtime import program
 from mentis_pool.runtime.action import signal_name
+from mentis_pool.runtime.isolation import environment as client_environment
 
 _RUNTIME = (
     "import json, sys\n"
@@ -48,12 +50,22 @@ class LocalRuntime:
         threads: how many threads BLAS and OpenMP may start in a sandbox.
         token: None to be reached by `connect` alone. Otherwise it listens on TCP,
             on loopback, at `url`, for whoever has this token.
+        isolation, network, expose: as for the executor.
 
     Raises:
         RuntimeUnavailable: it cannot be started here, and why.
     """
 
-    def __init__(self, preload: list[str], threads: int, token: str | None = None) -> None:
+    def __init__(
+        self,
+        preload: list[str],
+        threads: int,
+        token: str | None = None,
+        *,
+        isolation: str = "auto",
+        network: str = "none",
+        expose: Sequence[str] = (),
+    ) -> None:
         if sys.platform == "win32":
             raise RuntimeUnavailable(
                 "the embedded runtime needs fork(), which Windows has not: give the address "
@@ -63,7 +75,7 @@ class LocalRuntime:
         self._log = _unnamed_file()
         self._port: int | None = None
         path, here = search_path(), working_directory()
-        environment = isolation.environment(os.environ, threads)
+        environment = client_environment(os.environ, threads)
         self._lifeline, theirs = socket.socketpair()
         try:
             with theirs:
@@ -91,6 +103,12 @@ class LocalRuntime:
             "sys_path": ["", *path, *([] if here is None or here in path else [here])],
             "preload": preload,
             "token": token,
+            "asked": {
+                "level": isolation,
+                "network": network,
+                "expose": list(expose),
+                "home": os.path.expanduser("~"),
+            },
         }
         try:
             self._lifeline.sendall(json.dumps(config).encode() + b"\n")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import uvicorn
 
+    from mentis_pool.runtime.standing import Zygote
     from mentis_pool.runtime.supervisor import Supervisor
 
-_ZYGOTE = (
-    "import json, sys\n"
-    "sys.path[:] = json.loads(sys.argv[1])\n"
-    "from mentis_pool.runtime.zygote import main\n"
-    "main(int(sys.argv[2]), json.loads(sys.argv[3]))\n"
-)
 _SWEEP_AGE = 60.0
 """Seconds: a directory younger than this may be about to be locked."""
 
@@ -90,41 +83,8 @@ def sweep(base: str) -> None:
             os.close(lock)
 
 
-@contextlib.contextmanager
-def zygote(
-    directory: str, environment: dict[str, str], sys_path: list[str], preload: list[str]
-) -> Iterator[socket.socket]:
-    """A zygote, and the socket to it; afterwards it is gone."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _ZYGOTE,
-                json.dumps(sys_path),
-                str(theirs.fileno()),
-                json.dumps(preload),
-            ],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
-            env=environment,
-            cwd=directory,
-        )
-    try:
-        yield ours
-    finally:
-        ours.close()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 def run(
-    zygote: socket.socket,
+    zygote: Zygote,
     directory: str,
     listener: socket.socket,
     make_server: Callable[[Supervisor], uvicorn.Server],
@@ -134,7 +94,7 @@ def run(
     """Serve until something says stop.
 
     Args:
-        zygote: the socket to it.
+        zygote: as it was started.
         directory: where the sandboxes' directories go.
         listener: where clients come.
         make_server: of a supervisor.
@@ -144,6 +104,9 @@ def run(
 
     Returns:
         Why it could not go on; nothing where it was told to stop.
+
+    Raises:
+        NoIsolation: the isolation that was asked for cannot be had.
     """
     import asyncio
     import resource
@@ -155,6 +118,7 @@ def run(
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS takes no infinity
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    standing = zygote.stand()
     why = ""
 
     async def serve() -> None:
@@ -164,7 +128,7 @@ def run(
             serving.should_exit = True
             serving.force_exit = True
 
-        supervisor = Supervisor(zygote, directory, stop, most)
+        supervisor = Supervisor(zygote.socket, directory, stop, standing, most)
         serving = make_server(supervisor)
         if not watch(stop):
             return

@@ -9,8 +9,9 @@ import socket
 import sys
 from collections.abc import Callable
 
+from mentis_pool import walls
 from mentis_pool.address import is_loopback
-from mentis_pool.runtime import isolation, local, program
+from mentis_pool.runtime import isolation, local, program, standing
 
 _MEMORY = 128 * 1024 * 1024
 """Bytes of memory that a sandbox is taken to need."""
@@ -23,23 +24,31 @@ def most_sandboxes(memory: int, cpus: int) -> int:
     return max(1, min(memory // _MEMORY, cpus * _PER_CPU))
 
 
-def refusal(host: str, token: str | None, insecure: bool) -> str | None:
-    """Why the runtime is not served like this, or None."""
+def refusal(host: str, token: str | None, insecure: bool, level: str = "auto") -> str | None:
+    """Why the runtime is not served like this, or None; ``level`` of isolation is insisted on."""
     if not host:
         return "--host needs an address, such as 127.0.0.1"
     if is_loopback(host):
         return None
     if token is None:
         return f"--no-token is for loopback only: whoever reaches {host} could run code here"
-    if not insecure:
+    if not insecure and level != "bubblewrap":
         return (
-            f"the sandboxes have no walls yet, and {host} is open to other machines: whoever has "
-            "the token runs code as your user. Serve on 127.0.0.1, or say --insecure"
+            f"{host} is open to other machines, and whoever has the token could run code as your "
+            "user: say --isolation bubblewrap, which insists on walls around the sandboxes, or "
+            "serve on 127.0.0.1, or say --insecure"
         )
     return None
 
 
-def serve(host: str, port: int, token: str | None, most: int | None, preload: list[str]) -> int:
+def serve(
+    host: str,
+    port: int,
+    token: str | None,
+    most: int | None,
+    preload: list[str],
+    asked: standing.Asked,
+) -> int:
     """Serve until a signal (SIGINT, SIGTERM) says stop.
 
     Args:
@@ -47,12 +56,14 @@ def serve(host: str, port: int, token: str | None, most: int | None, preload: li
         token: that clients must give; None where none is asked for.
         most: sandboxes at most; None for what the machine has room for.
         preload: modules that are imported once, for all cells.
+        asked: how sandboxes are to be isolated.
 
     Returns:
         The exit code.
 
     Raises:
         OSError: the address cannot be had, or no directory.
+        NoIsolation: nor that isolation.
     """
     cpus = local.cpus()
     if most is None:
@@ -62,11 +73,15 @@ def serve(host: str, port: int, token: str | None, most: int | None, preload: li
     environment = isolation.environment(os.environ, 1)
     with (
         program.own_directory(directory),
-        program.zygote(directory, environment, sys_path, preload) as zygote,
+        standing.zygote(directory, environment, sys_path, preload, asked) as zygote,
     ):
         from mentis_pool.runtime.server import server
 
         def watch(stop: Callable[[], None]) -> bool:
+            stands = zygote.stand()
+            if asked.level == "auto" and stands.level != walls.LEVELS[0]:
+                text = walls.warning(stands.level, stands.network, stands.reasons)
+                print(f"mentis-pool: {text}", file=sys.stderr, flush=True)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop)

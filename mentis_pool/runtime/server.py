@@ -222,7 +222,9 @@ class Session:
     async def welcome(self) -> None:
         """Wait until sandboxes can be had, and say so."""
         await self._supervisor.ready.wait()
-        self._put(Welcome(self.id, __version__, platform.python_version()))
+        self._put(
+            Welcome(self.id, __version__, platform.python_version(), self._supervisor.standing)
+        )
 
     def _send_late(self) -> None:
         self._to_send_late = False

@@ -44,7 +44,7 @@ from mentis_pool.observations import (
     Result,
     StreamName,
 )
-from mentis_pool.pool_stream import Cells, Open, PickledCall, Run
+from mentis_pool.pool_stream import Cells, Open, PickledCall, Run, Standing
 from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import isolation, posix, wire
 from mentis_pool.runtime.action import Action, death
@@ -382,8 +382,10 @@ class _Worker:
     """A worker that is ready, or runs."""
 
     def __init__(self, pid: int, fds: list[int], sandbox: Sandbox) -> None:
-        sock, filled, taken = (socket.socket(fileno=fd) for fd in fds)
+        sock, filled, taken = (socket.socket(fileno=fd) for fd in fds[:3])
         self.pid = pid
+        self.written = fds[3] if len(fds) > 3 else None
+        """The file with what the initializer writes."""
         self.runs = _Runs(filled, taken)
         self.ready = False
         """Whether it lives, and its initializer, if any, has run."""
@@ -399,8 +401,14 @@ class _Worker:
 
     def close(self) -> None:
         """Hear it no more; it sees the end and goes."""
+        self.take_written()
         self.channel.close()
         self.runs.close()
+
+    def take_written(self) -> str:
+        """What its initializer wrote, at the end of it; once."""
+        fd, self.written = self.written, None
+        return "" if fd is None else isolation.take_initializer_output(fd)
 
     def _closed(self, reason: str) -> None:
         self._sandbox.unheard(self, reason)
@@ -453,8 +461,9 @@ class Sandbox:
     def _start(self) -> Channel[wire.FromInit]:
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             ours.callback(_remove, self._directory)
-            os.mkdir(self._directory, mode=0o700)
-            isolation.prepare(self._directory)
+            if not self._supervisor.walled:
+                os.mkdir(self._directory, mode=0o700)
+                isolation.prepare(self._directory)
             sock, far = socket.socketpair()
             ours.callback(sock.close)
             theirs.callback(far.close)
@@ -532,7 +541,7 @@ class Sandbox:
     def _fork(self) -> None:
         if not self._forking:
             self._forking = True
-            self._init.send(wire.Fork())
+            self._init.send(wire.Fork(self._initializer is not None))
             self._fork_timer = self._loop.call_later(FORK_PATIENCE, self._give_up_fork)
 
     def _give_up_fork(self) -> None:
@@ -663,7 +672,8 @@ class Sandbox:
         worker.runs.send(self._work(run))
         self._begin(worker, run)
         self._send_ahead(worker)
-        if self._is_last(worker) and self._spare is None:
+        # Behind a wall one that waits could be traced by the cell, and all are killed at its end.
+        if self._is_last(worker) and self._spare is None and not self._supervisor.walled:
             self._fork()
 
     def _work(self, run: Run) -> wire.RunWork:
@@ -784,6 +794,7 @@ class Sandbox:
         failure = message.said.failure
         if failure is None:
             worker.ready = True
+            worker.take_written()
             if message.unread:
                 worker.channel.send_byte()
             self._next()
@@ -864,10 +875,10 @@ class Sandbox:
 
     def _close_worker(self, worker: _Worker, message: wire.Died) -> None:
         """A worker that ran nothing of anybody's is gone."""
+        written = worker.take_written()
         worker.close()
         if not worker.ready and self._initializer is not None:
             how = death(message.status).message.replace("the cell's process", "its process")
-            written = isolation.take_initializer_output(self._directory, worker.pid)
             self._listener.broken(f"the initializer failed: {how}", "", written)
 
     def _finish(self, done: wire.Done, worker_lives: bool = True) -> None:
@@ -1019,6 +1030,7 @@ class Supervisor:
         zygote: socket to the zygote.
         directory: where the sandboxes' directories go.
         lost: called once, with the reason, when the zygote is gone.
+        standing: the level of isolation at which they are.
         most: how many sandboxes there may be; None for no limit.
     """
 
@@ -1027,9 +1039,13 @@ class Supervisor:
         zygote: socket.socket,
         directory: str,
         lost: Callable[[str], None],
+        standing: Standing,
         most: int | None = None,
     ) -> None:
         self.directory = directory
+        self.standing = standing
+        self.walled = standing.level == "bubblewrap"
+        """Whether sandboxes have their files, and namespaces, for themselves."""
         self._most = most
         self.ready = asyncio.Event()
         self._lost = lost
@@ -1086,6 +1102,8 @@ class Supervisor:
     def discard(self, sandbox: Sandbox, directory: str) -> None:
         """A sandbox has ended: its files go once its processes are gone."""
         self._sandboxes.discard(sandbox)
+        if self.walled:
+            return
         loop = asyncio.get_running_loop()
         loop.call_later(0.05, lambda: loop.run_in_executor(None, _remove, directory))
 

@@ -53,7 +53,9 @@ class Failed(_Message, tag=2, frozen=True):
 
 
 class Fork(_Message, tag=10, frozen=True):
-    """Fork a worker."""
+    """Fork a worker; one that runs an initializer has a file for what that writes."""
+
+    initializer: bool = False
 
 
 class Retire(_Message, tag=11, frozen=True):
@@ -87,7 +89,8 @@ class Forked(_Message, tag=20, frozen=True):
 
     The other end of its socket; and both ends of what it takes its runs from, in packets:
     the one to write to, and its own, from which those can be taken back that it has not
-    read. Without descriptors there is no worker: no process could be forked.
+    read. And of one that runs an initializer a fourth, of the file with what that writes.
+    Without descriptors there is no worker: no process could be forked.
     """
 
     pid: int

@@ -41,9 +41,10 @@ class Worker:
     little more than the cell itself.
     """
 
-    def __init__(self, stdout: int, stderr: int, directory: str) -> None:
-        self._directory = directory
-        self._work = os.path.join(directory, isolation.WORK)
+    def __init__(self, stdout: int, stderr: int, work: str) -> None:
+        self._work = work
+        self._written: int | None = None
+        """The file for what the initializer writes."""
         self._pid = 0
         self._running = False
         self._idle = False
@@ -64,11 +65,12 @@ class Worker:
         self._prepare()
         self._stdin(None)
 
-    def run(self, sock: socket.socket, runs: socket.socket) -> None:
+    def run(self, sock: socket.socket, runs: socket.socket, written: int | None) -> None:
         """Take ``runs`` until end-of-file, in the forked process; what happens is said to ``sock``."""
         os.setsid()
         self._pid = os.getpid()
         self._sock = sock
+        self._written = written
         # Forked processes would all draw the same numbers; `random` sees to itself.
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:
@@ -226,17 +228,17 @@ class Worker:
 
     def _initialize(self, work: Work) -> Result:
         """Run the initializer; what it writes is of no task, and goes into its result."""
-        # A file with a name: where this process dies, the supervisor reads it.
-        with open(isolation.initializer_output(self._directory, self._pid), "wb") as file:
-            for number in (1, 2):
-                os.dup2(file.fileno(), number)
-            before = set(self._shell.user_ns)
-            try:
-                said = self._execute(work)
-            except BaseException as exc:  # noqa: BLE001 - whatever it raises, it failed
-                said = Result(failure=failure_of(exc))
-            self._flush()
-        written = isolation.take_initializer_output(self._directory, self._pid)
+        # A file: where this process dies, the supervisor reads it.
+        assert self._written is not None
+        for number in (1, 2):
+            os.dup2(self._written, number)
+        before = set(self._shell.user_ns)
+        try:
+            said = self._execute(work)
+        except BaseException as exc:  # noqa: BLE001 - whatever it raises, it failed
+            said = Result(failure=failure_of(exc))
+        self._flush()
+        written = isolation.take_initializer_output(self._written)
         if isinstance(said, Error):
             said = Result(failure=Failure("PayloadError", said.message, ""))
         names = self._shell.user_ns

@@ -16,17 +16,36 @@ import socket
 import time
 import traceback
 
-from mentis_pool.runtime import init, posix, wire
-from mentis_pool.runtime.cells import build_shell, warm_up
+from mentis_pool.runtime import grounds, posix, wire
 
+STANDS = b"\n"
+"""Said when the ground holds."""
 _PATIENCE = 3.0
 """Seconds that the sandboxes have to end by themselves."""
 
 
-def main(fd: int, preload: list[str]) -> None:
-    """Be the zygote, with the supervisor at the other end of descriptor ``fd``."""
+def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
+    """Be the zygote.
+
+    Args:
+        fd: a socket, with the supervisor at the other end: it is told with one byte that the
+            ground holds, and everything else as messages.
+        log: where what is written goes, once the ground holds.
+        plan: of the ground.
+        preload: modules to import.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sock = socket.socket(fileno=fd)
+    ground = grounds.of(plan)
+    ground.enter()
+    for number in (1, 2):
+        os.dup2(log, number)
+    os.close(log)
+    sock.sendall(STANDS)
+    # This takes long, and the init is imported for all that are forked.
+    from mentis_pool.runtime import init  # noqa: F401
+    from mentis_pool.runtime.cells import build_shell, warm_up
+
     try:
         build_shell()
         for name in preload:
@@ -41,12 +60,13 @@ def main(fd: int, preload: list[str]) -> None:
     gc.collect()
     gc.freeze()
     sock.sendall(wire.pack(wire.Ready()))
-    _Zygote(sock).run()
+    _Zygote(sock, ground).run()
 
 
 class _Zygote:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, ground: grounds.Ground) -> None:
         self._sock = sock
+        self._ground = ground
         self._inits: dict[int, str] = {}
         """Directories of sandboxes, by the pid of their init."""
         self._woken, self._wake = os.pipe()
@@ -84,7 +104,7 @@ class _Zygote:
 
     def _fork(self, request: wire.NewSandbox, fds: list[int]) -> None:
         try:
-            pid = os.fork()
+            pid = self._ground.fork()
         except OSError as exc:
             # The supervisor sees the end of the socket: that sandbox is lost, and no other.
             os.write(self._log, f"no sandbox can be forked: {exc}\n".encode())
@@ -97,7 +117,11 @@ class _Zygote:
                 os.close(self._woken)
                 os.close(self._wake)
                 sock, stdout, stderr = fds
-                init.main(socket.socket(fileno=sock), stdout, stderr, request.directory)
+                from mentis_pool.runtime import init
+
+                init.main(
+                    socket.socket(fileno=sock), stdout, stderr, request.directory, self._ground
+                )
                 code = 0
             except BaseException:  # noqa: BLE001 - the last words of this process
                 os.write(self._log, traceback.format_exc().encode())

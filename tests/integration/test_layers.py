@@ -22,6 +22,7 @@ PURE = [
     "observations",
     "output",
     "values",
+    "walls",
     "results",
     "address",
     "mentis_v1",
@@ -78,6 +79,7 @@ FOR_RUNTIME = {
     "standard_types",
     "text",
     "values",
+    "walls",
 }
 STARTS_RUNTIME = {"connection": "local", "executor": "local", "sandbox": "local", "cli": "serve"}
 RUNTIME_PURE = {"wire", "action", "registry", "seccomp", "wall"}

@@ -1,0 +1,141 @@
+"""What sandboxes stand on, at each level of isolation: how they are forked, cleaned and bound.
+
+The zygote makes one and enters it; each init, forked by it, settles there; each worker gives up
+what it does not need before its first cell.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import traceback
+from typing import TypedDict
+
+from mentis_pool.runtime import isolation, kernel, landlock, namespaces, posix, seccomp, wall
+
+_SIZE, _FILES = 1 << 30, 100_000
+"""Bytes, and files and directories, that a sandbox may have."""
+_SCRATCH = "/dev/shm"
+"""Where modules that are preloaded may write; each sandbox covers it."""
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/shm")
+_SEEN = (
+    *("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/uptime", "/proc/loadavg"),
+    *("/proc/version", "/proc/filesystems", "/proc/sys/kernel", "/sys/devices/system/cpu"),
+)
+
+
+class Plan(TypedDict):
+    """What the zygote is told of the ground."""
+
+    level: str
+    network: str
+    shown: list[str]
+    """Of bubblewrap, what lies below the rooms; of Landlock, all that may be read."""
+
+
+class Ground:
+    """Level "process": directories of one's own, and a process group."""
+
+    ends_all = False
+    """Whether `empty` ends all processes of the sandbox as well."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._directory = ""
+
+    def enter(self) -> None:
+        """As the zygote, before anything else; it may go on as another process."""
+
+    def fork(self) -> int:
+        """os.fork(), for an init."""
+        return os.fork()
+
+    def settle(self, directory: str) -> None:
+        """As an init: have the sandbox whose files go below this directory, if they go anywhere."""
+        posix.adopt_orphans()
+        self._directory = directory
+        os.environ.update(isolation.sandbox_environment(directory))
+
+    def empty(self) -> None:
+        """As an init: leave no file in the sandbox."""
+        isolation.empty(self._directory)
+
+    def give_up(self) -> None:
+        """As a worker or a command: be bound by what holds for cells."""
+
+
+class _Locked(Ground):
+    """Level "landlock"."""
+
+    def enter(self) -> None:
+        families = seccomp.LOCAL if self._plan["network"] == "none" else seccomp.NETWORK
+        self._program = seccomp.program(platform.machine(), families)
+        _try(self)
+
+    def empty(self) -> None:
+        # The trial has none.
+        if self._directory:
+            super().empty()
+
+    def give_up(self) -> None:
+        writable = [*filter(None, [self._directory]), "/proc/self", *_DEVICES]
+        landlock.restrict([*self._plan["shown"], *_SEEN], writable, self._plan["network"])
+        kernel.filter_calls(self._program)
+
+
+class _Walled(Ground):
+    """Level "bubblewrap"; this process is behind the wall already."""
+
+    ends_all = True
+
+    def enter(self) -> None:
+        self._own = namespaces.enter()
+        self._program = seccomp.program(platform.machine())
+        plan = self._plan
+        self._rooms = namespaces.Rooms(wall.ROOMS, plan["shown"], _SIZE, _FILES, plan["network"])
+        _try(self)
+        kernel.mount("tmpfs", _SCRATCH, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=700")
+        os.environ.update(HOME=_SCRATCH, TMPDIR=_SCRATCH)
+
+    def fork(self) -> int:
+        return namespaces.fork(self._own)
+
+    def settle(self, directory: str) -> None:
+        self._rooms.settle()
+        work, temporary, _ = wall.ROOMS
+        os.environ.update(HOME=work, TMPDIR=temporary, PWD=work)
+
+    def empty(self) -> None:
+        self._rooms.renew()
+
+    def give_up(self) -> None:
+        self._rooms.give_up(self._program)
+
+
+def of(plan: Plan) -> Ground:
+    """The ground of this plan."""
+    kinds = {"bubblewrap": _Walled, "landlock": _Locked, "process": Ground}
+    return kinds[plan["level"]](plan)
+
+
+def _try(ground: Ground) -> None:
+    """Have a sandbox once, so that what does not work here is known before there is one to lose.
+
+    Raises:
+        OSError: it does not work; why is on stderr.
+    """
+    pid = ground.fork()
+    if pid == 0:
+        code = 1
+        try:
+            ground.settle("")
+            ground.empty()
+            ground.give_up()
+            code = 0
+        except BaseException:  # noqa: BLE001 - the last words of this process
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if status != 0:
+        raise SystemExit(1)
