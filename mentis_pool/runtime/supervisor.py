@@ -394,6 +394,8 @@ class _Worker:
         """What is to be said when it is dead."""
         self.signalled = False
         """Whether a signal was sent, which must not reach another cell."""
+        self.broken = False
+        """Whether it broke the protocol: nothing that it says counts any more."""
         self.channel: Channel[wire.FromWorker] = Channel(
             sock, wire.FromWorker, lambda message: sandbox.heard(self, message), self._closed
         )
@@ -758,13 +760,17 @@ class Sandbox:
             self._initialized(worker, message)
             return
         action = self._action
-        if worker is not self._worker or action is None:
+        if worker is not self._worker or action is None or worker.broken:
             return
         if isinstance(message, (Display, Cut)):
             self._drain(action)
             self._say(action, action.shown(message))
         elif isinstance(message, Part):
+            if not isinstance(action.run.work, PickledCall):
+                self._break(worker, "it sent part of a result, as no cell has one")
+                return
             if not action.take(message):
+                worker.broken = True
                 self._kill(Error("payload", f"the result has more than {MAX_RESULT} bytes"))
                 return
             self._say(action, [message])
@@ -811,6 +817,7 @@ class Sandbox:
 
     def _break(self, worker: _Worker, reason: str) -> None:
         """The worker that runs cannot give a result any more."""
+        worker.broken = True
         if reason == END_OF_FILE:
             # Most often it died, and the init will say how in a moment.
             worker.said = None
