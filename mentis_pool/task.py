@@ -386,7 +386,7 @@ def outcome(
     """
     streams: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     cut = {"stdout": 0, "stderr": 0, "displays": 0}
-    shown: list[tuple[str | None, dict[str, Any]]] = []
+    displays: list[Display] = []
     error: MentisPoolError | None = None
     value: Any = None
     text: str | None = None
@@ -402,7 +402,7 @@ def outcome(
             if observation.stream != "displays":
                 streams[observation.stream].append(observation.line)
         elif isinstance(observation, Display):
-            _show(shown, observation)
+            displays.append(observation)
         elif isinstance(observation, Result):
             ended = True
             try:
@@ -412,7 +412,7 @@ def outcome(
             text = observation.text
             exit_code = observation.exit_code
             if observation.bundle is not None:
-                shown.append((None, _bundle(observation.bundle)))
+                displays.append(Display(observation.bundle))
             failure = observation.failure
             if failure is not None:
                 told = cell_error(*msgspec.structs.astuple(failure))
@@ -438,7 +438,7 @@ def outcome(
         stderr_cut=cut["stderr"],
         value=value,
         text=text,
-        displays=[bundle for _, bundle in shown],
+        displays=_shown(displays),
         exit_code=exit_code,
         displays_cut=cut["displays"],
         usage=usage,
@@ -483,14 +483,18 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _show(shown: list[tuple[str | None, dict[str, Any]]], display: Display) -> None:
-    entry = (display.display_id, _bundle(display.bundle))
-    if not display.update:
-        shown.append(entry)
-        return
-    for i, (display_id, _) in enumerate(shown):
-        if display_id is not None and display_id == display.display_id:
-            shown[i] = entry
+def _shown(displays: list[Display]) -> list[dict[str, Any]]:
+    """What is to be seen in the end: in the place of each display the last update of it."""
+    # From behind: looking for what each update is of would take a hostile cell's time.
+    newest: dict[str | None, Bundle] = {}
+    shown: list[dict[str, Any]] = []
+    for display in reversed(displays):
+        if not display.update:
+            shown.append(_bundle(newest.get(display.display_id, display.bundle)))
+        elif display.display_id is not None:
+            newest.setdefault(display.display_id, display.bundle)
+    shown.reverse()
+    return shown
 
 
 def _error(said: Error, settings: Settings, sandbox_id: str | None) -> MentisPoolError:

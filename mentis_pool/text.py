@@ -8,23 +8,18 @@ byte that fits nowhere becomes a lone surrogate on arrival (``surrogateescape``)
 
 from __future__ import annotations
 
-import codecs
 import re
+from functools import cache
 
-_SURROGATE = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
-
-
-def _keep(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    raw = error.object
-    if _SURROGATE.match(raw, error.start):
-        end = error.start + 3
-        return raw[error.start : end].decode("utf-8", "surrogatepass"), end
-    return raw[error.start : error.end].decode("ascii", "surrogateescape"), error.end
+_LEAD = "\udced"
+"""The first byte of a lone surrogate, escaped; it can be no other byte of one."""
+_SURROGATE = re.compile(f"{_LEAD}[\udca0-\udcbf][\udc80-\udcbf]")
+_BLOCK = 1 << 16
 
 
-codecs.register_error("mentis_pool.keep", _keep)
+@cache
+def _surrogate(escaped: str) -> str:
+    return escaped.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass")
 
 
 def to_bytes(text: str) -> bytes:
@@ -34,7 +29,19 @@ def to_bytes(text: str) -> bytes:
 
 def to_text(raw: bytes) -> str:
     """Decode any bytes; the inverse of `to_bytes` for whatever that gives."""
-    return raw.decode("utf-8", "mentis_pool.keep")
+    # An error handler of our own would be called for each byte: 2 s for a MB of them.
+    text = raw.decode("utf-8", "surrogateescape")
+    if _LEAD not in text:
+        return text
+    pieces = []
+    at = 0
+    while at < len(text):
+        # In blocks, since replacing takes a hundred times the memory of what is replaced.
+        end = text.find(_LEAD, at + _BLOCK)
+        end = end if end > 0 else len(text)
+        pieces.append(_SURROGATE.sub(lambda found: _surrogate(found[0]), text[at:end]))
+        at = end
+    return "".join(pieces)
 
 
 def printable(text: str) -> str:

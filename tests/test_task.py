@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from concurrent.futures import Future
 from typing import get_args
 
@@ -642,6 +643,23 @@ def test_an_update_is_for_every_display_of_its_name():
         text_display("3", display_id="a", update=True),
     )
     assert result.displays == [{"text/plain": "3"}, {"text/plain": "3"}]
+
+
+def test_what_is_shown_after_an_update_is_not_changed_by_it():
+    result = result_of(
+        text_display("1", display_id="a"),
+        text_display("2", display_id="a", update=True),
+        text_display("3", display_id="a"),
+    )
+    assert [shown["text/plain"] for shown in result.displays] == ["2", "3"]
+
+
+def test_updates_take_no_longer_the_more_is_shown():
+    shown = [text_display("1", display_id=str(n)) for n in range(20_000)]
+    update = text_display("2", display_id="no", update=True)
+    begun = time.process_time()
+    assert len(result_of(*shown, *[update] * 20_000).displays) == 20_000
+    assert time.process_time() - begun < 3
 
 
 def test_an_update_of_what_was_never_shown_shows_nothing():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -56,9 +58,19 @@ def test_a_broken_character_is_a_lone_surrogate_for_each_byte(raw):
     assert to_text(raw) == raw.decode("utf-8", "surrogateescape")
 
 
-def test_the_way_of_decoding_is_none_of_encoding():
-    with pytest.raises(UnicodeEncodeError):
-        "\udc80".encode("utf-8", "mentis_pool.keep")
+@given(any_bytes.filter(bool), st.integers(1, 5))
+def test_a_text_of_any_length_is_as_its_parts(raw, blocks):
+    raw += b"a"  # a border
+    text = to_text(raw)
+    times = blocks * 65536 // len(raw) + 2
+    assert to_text(raw * times) == text * times
+
+
+def test_megabytes_of_what_is_no_text_take_no_longer_than_they_must():
+    for raw in (b"\xff", b"\xed\xa0\x80\xff"):
+        begun = time.process_time()
+        to_text(raw * (4 * 1024 * 1024 // len(raw)))
+        assert time.process_time() - begun < 3
 
 
 @given(any_text | surrogates)

@@ -6,6 +6,7 @@ order that `mentis_pool.observations` promises, and within the limits.
 
 from __future__ import annotations
 
+import math
 import signal
 from typing import Literal
 
@@ -29,6 +30,9 @@ from mentis_pool.returned import MAX_RESULT
 
 DISPLAY_LIMIT = 64 * 1024 * 1024
 """Bytes of displays of one action, where ``max_output`` sets no lower limit."""
+_LEAST_PART = 1024
+_NAMES = 4096
+"""Characters that the mime types and the id of a display have, where nobody means harm."""
 _MOST = 1 << 53
 
 
@@ -54,7 +58,7 @@ class Action:
         self.over = False
         """Whether that was more than it may write, and was said."""
         self._displays_left = DISPLAY_LIMIT if run.max_output is None else run.max_output
-        self._least_cost = min(256, self._displays_left // 8)
+        self._least_cost = max(1, min(256, self._displays_left // 8))
         self._displays_cut = 0
 
     def begin(self, now: float, wall: float, sandbox: int = 0) -> list[Observation]:
@@ -64,7 +68,8 @@ class Action:
 
     def take(self, part: Part) -> bool:
         """Whether one more part of its result is within the limit."""
-        self._result_left -= len(part.data)
+        # An empty one costs its reader memory as well.
+        self._result_left -= max(len(part.data), _LEAST_PART)
         return self._result_left >= 0
 
     def fetched(self, said: File | Left) -> str | None:
@@ -97,8 +102,10 @@ class Action:
             self._displays_cut = min(self._displays_cut + max(0, shown.bytes), _MOST)
             return []
         size = shown.bundle.size
-        # One without content costs its reader memory as well.
-        cost = max(size, self._least_cost)
+        # One without content costs its reader memory as well, and so does what it is called.
+        names = (*shown.bundle.texts, *shown.bundle.blobs, shown.display_id or "")
+        named = max(0, sum(map(len, names)) - _NAMES)
+        cost = max(size + named, self._least_cost)
         if cost > self._displays_left:
             self._displays_cut += size
             return []
@@ -116,7 +123,10 @@ class Action:
             said = Error("timeout", f"the cell ran for more than {self.run.timeout:g} s")
         elif self.timed_out == "deadline":
             said = Error("deadline", "it was not done within its deadline")
-        end = End(now - self.started, used.cpu_seconds, used.peak_memory)
+        # A hostile worker's numbers, too.
+        cpu = used.cpu_seconds if 0 <= used.cpu_seconds < math.inf else 0.0
+        peak = used.peak_memory and max(0, min(used.peak_memory, _MOST))
+        end = End(now - self.started, cpu, peak)
         return [*observations, said, end]
 
 

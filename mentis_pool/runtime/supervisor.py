@@ -420,6 +420,8 @@ class _Worker:
         """What its tasks have used, as far as they said."""
         self.signalled = False
         """Whether a signal was sent, which must not reach another cell."""
+        self.broken = False
+        """Whether it broke the protocol: nothing that it says counts any more."""
         self.channel: Channel[wire.FromWorker] = Channel(
             sock, wire.FromWorker, lambda message: sandbox.heard(self, message), self._closed
         )
@@ -839,13 +841,17 @@ class Sandbox:
             self._initialized(worker, message)
             return
         action = self._action
-        if worker is not self._worker or action is None:
+        if worker is not self._worker or action is None or worker.broken:
             return
         if isinstance(message, (Display, Cut)):
             self._drain(action)
             self._say(action, action.shown(message))
         elif isinstance(message, Part):
+            if not isinstance(action.run.work, PickledCall):
+                self._break(worker, "it sent part of a result, as no cell has one")
+                return
             if not action.take(message):
+                worker.broken = True
                 self._kill(Error("payload", f"the result has more than {MAX_RESULT} bytes"))
                 return
             self._say(action, [message])
@@ -902,6 +908,7 @@ class Sandbox:
 
     def _break(self, worker: _Worker, reason: str) -> None:
         """The worker that runs cannot give a result any more."""
+        worker.broken = True
         if reason == END_OF_FILE:
             if worker.said is not None:
                 return  # it is being killed, and why is known

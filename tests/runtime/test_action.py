@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 
@@ -65,6 +66,19 @@ def test_it_ends_with_its_outcome_and_what_it_used():
     assert said == [Result(text="1"), End(2.5, 0.5, 1000)]
 
 
+@pytest.mark.parametrize(
+    ("cpu", "peak", "ends"),
+    [
+        (math.nan, None, End(0.0, 0.0, None)),
+        (math.inf, -5, End(0.0, 0.0, 0)),
+        (-1.0, 2**64 - 1, End(0.0, 0.0, 2**53)),
+        (0.5, 7, End(0.0, 0.5, 7)),
+    ],
+)
+def test_what_a_worker_says_it_used_is_a_number_all_the_same(cpu, peak, ends):
+    assert Action(a_run()).finish(Result(), End(0.0, cpu, peak), 0.0)[-1] == ends
+
+
 def test_an_outcome_may_be_an_exception_or_no_result_at_all():
     failure = Result(failure=Failure("E", "v", "T"))
     assert Action(a_run()).finish(failure, End(0.0), 0.0)[0] == failure
@@ -95,12 +109,18 @@ def test_a_run_that_was_not_done_in_time_has_missed_its_deadline(said):
 
 def test_the_parts_of_a_result_have_a_limit_together(monkeypatch):
     assert MAX_RESULT >= 1 << 30
-    monkeypatch.setattr(module, "MAX_RESULT", 10)
+    monkeypatch.setattr(module, "MAX_RESULT", 10_000)
     action = Action(a_run())
-    assert action.take(Part(b"123456"))
-    assert action.take(Part(b"7890"))
-    assert action.take(Part(b""))
+    assert action.take(Part(b"1" * 6000))
+    assert action.take(Part(b"1" * 4000))
     assert not action.take(Part(b"1"))
+
+
+def test_empty_parts_of_a_result_have_an_end(monkeypatch):
+    # Each costs its reader some hundred bytes.
+    monkeypatch.setattr(module, "MAX_RESULT", 10_000)
+    action = Action(a_run())
+    assert sum(action.take(Part(b"")) for _ in range(1000)) < 100
 
 
 # ── output ──────────────────────────────────────────────────────────────────
@@ -200,6 +220,25 @@ def test_empty_displays_have_an_end():
     action = Action(a_run(max_output=1000))
     shown = sum(len(action.shown(Display(Bundle({"x" * 100: ""})))) for _ in range(1000))
     assert shown < 1000
+
+
+def test_empty_displays_have_an_end_where_none_are_wanted():
+    action = Action(a_run(max_output=0))
+    assert action.shown(Display(Bundle({}))) == []
+
+
+@pytest.mark.parametrize(
+    "display",
+    [
+        Display(Bundle({"x" * 10_000: ""})),
+        Display(Bundle({}, {"x" * 10_000: b""})),
+        Display(Bundle({}), "x" * 10_000),
+    ],
+)
+def test_what_a_display_is_called_counts_where_it_is_long(display):
+    action = Action(a_run(max_output=6000))
+    assert action.shown(display) == [display]
+    assert action.shown(display) == []
 
 
 def test_without_a_limit_displays_have_one_all_the_same():
