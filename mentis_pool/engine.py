@@ -207,10 +207,11 @@ class Engine:
     def _check_open(self) -> None:
         if self._broken is not None:
             raise _copy(self._broken)
-        if self._pool.closing:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+        # First: the exit shuts all executors down.
         if _exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._pool.closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
     def _wait_for_room(self) -> None:
         most = self._max_queue

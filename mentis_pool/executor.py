@@ -72,7 +72,8 @@ class SandboxExecutor(Executor):
         state: "fresh" (what None means for cells): each task runs in a newly forked
             process, and nothing that an earlier one did is there. "reuse" (what None
             means for calls): the process is kept, each cell gets a clean namespace;
-            imported modules, files and the environment stay as the last task left them.
+            imported modules, files and the environment stay as the last task left them,
+            so what a hostile call does to its process the calls after it there may feel.
             A sandbox that has run a cell never runs calls.
         timeout: seconds that a task may run (not wait); None for no limit.
         retries: how often a runtime's start, a request to it, and a task that was

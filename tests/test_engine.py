@@ -300,7 +300,7 @@ def test_submitting_at_the_end_of_the_interpreter_is_refused(own_temp):
         "atexit.register(late)\n"
     )
     out, err = finish(client(0.1, then))
-    assert (out, err) == ("cannot schedule new futures after shutdown\n", "")
+    assert (out, err) == ("cannot schedule new futures after interpreter shutdown\n", "")
 
 
 def test_ctrl_c_reaches_the_client_alone(own_temp, processes, eventually):
