@@ -11,10 +11,13 @@ import platform
 import traceback
 from typing import TypedDict
 
+from mentis_pool.limits import Limits
 from mentis_pool.runtime import isolation, kernel, landlock, namespaces, posix, seccomp, wall
 
-_SIZE, _FILES = 1 << 30, 100_000
-"""Bytes, and files and directories, that a sandbox may have."""
+_SIZE, _FILES = 1 << 40, 1 << 30
+"""Bytes, and files and directories, that a sandbox may have which has no limit."""
+_PAGE, _LEAST_FILES = 4096, 1000
+"""Bytes that a file takes at least."""
 _SCRATCH = "/dev/shm"
 """Where modules that are preloaded may write; each sandbox covers it."""
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/shm")
@@ -50,7 +53,7 @@ class Ground:
         """os.fork(), for an init."""
         return os.fork()
 
-    def settle(self, directory: str) -> None:
+    def settle(self, directory: str, limits: Limits) -> None:
         """As an init: have the sandbox whose files go below this directory, if they go anywhere."""
         posix.adopt_orphans()
         self._directory = directory
@@ -102,8 +105,13 @@ class _Walled(Ground):
     def fork(self) -> int:
         return namespaces.fork(self._own)
 
-    def settle(self, directory: str) -> None:
+    def settle(self, directory: str, limits: Limits) -> None:
+        if limits.disk is not None:
+            self._rooms.bound(limits.disk, max(_LEAST_FILES, limits.disk // _PAGE))
         self._rooms.settle()
+        if limits.processes is not None:
+            # The supervisor's watch is more exact, and later.
+            namespaces.limit_processes(limits.processes)
         work, temporary, _ = wall.ROOMS
         os.environ.update(HOME=work, TMPDIR=temporary, PWD=work)
 
@@ -130,7 +138,7 @@ def _try(ground: Ground) -> None:
     if pid == 0:
         code = 1
         try:
-            ground.settle("")
+            ground.settle("", Limits())
             ground.empty()
             ground.give_up()
             code = 0

@@ -32,7 +32,7 @@ def main(
 ) -> None:
     """Be the init of a sandbox, until the supervisor closes ``sock``."""
     os.setsid()
-    ground.settle(directory)
+    ground.settle(directory, limits)
     Init(sock, worker.Worker(stdout, stderr, os.environ["PWD"], limits), ground).run()
 
 

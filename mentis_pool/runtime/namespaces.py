@@ -87,9 +87,13 @@ class Rooms:
     ) -> None:
         self._paths = tuple(paths)
         self._network = network
-        self._options = f"size={size},nr_inodes={files},mode=700"
+        self.bound(size, files)
         self._shown = sorted(shown)
         self._opened: dict[str, int] = {}
+
+    def bound(self, size: int, files: int) -> None:
+        """Before `settle`: have another limit."""
+        self._options = f"size={size},nr_inodes={files},mode=700"
 
     def settle(self) -> None:
         """As pid 1 of a new pid namespace: have mounts, ipc and a network of one's own."""
