@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import calls, cells, chaos, humaneval, sandboxes
+from benchmarks import attacks, calls, cells, chaos, humaneval, sandboxes
 from benchmarks.table import Report
 
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = parser.add_subparsers(title="benchmarks", metavar="NAME")
-    for module in (humaneval, cells, calls, sandboxes, chaos):
+    for module in (humaneval, cells, calls, sandboxes, attacks, chaos):
         name = module.__name__.rpartition(".")[2]
         said = (module.__doc__ or "").splitlines()[0]
         sub = names.add_parser(name, help=said, description=module.__doc__)

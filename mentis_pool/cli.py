@@ -16,7 +16,6 @@ import io
 import json
 import os
 import queue
-import re
 import secrets
 import signal
 import sys
@@ -30,7 +29,7 @@ from mentis_pool.executor import SandboxExecutor
 from mentis_pool.future import CellFuture
 from mentis_pool.observations import Cut, Display, Result, Stream
 from mentis_pool.results import CellResult
-from mentis_pool.text import printable
+from mentis_pool.text import for_terminal, printable
 from mentis_pool.walls import LEVELS
 
 if TYPE_CHECKING:
@@ -190,19 +189,6 @@ def _result_of(outcome: CellFuture | Unreadable) -> CellResult:
 
 
 # ── what a person sees ──────────────────────────────────────────────────────
-
-# Colours, which stay; other escape sequences; control characters but for \b \t \n \r.
-_ESCAPES = re.compile(
-    r"(\x1b\[[0-9;:]*m)"
-    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[PX^_][^\x1b]*(?:\x1b\\)?"
-    r"|\x1b\[[0-?]*[ -/]*[@-~]?|\x1b[ -/]*[0-~]?"
-    r"|[\x00-\x07\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
-)
-
-
-def for_terminal(text: str) -> str:
-    """The text without what would steer the terminal; colours stay."""
-    return _ESCAPES.sub(lambda found: found[1] or "", text)
 
 
 class _Page:

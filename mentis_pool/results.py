@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from mentis_pool.errors import CellError, MentisPoolError
-from mentis_pool.text import printable
+from mentis_pool.text import for_terminal, printable
 
 Bundle = dict[str, Any]
 """A mime bundle: mime type to str, bytes (images) or what JSON gave."""
@@ -22,7 +22,7 @@ class Opaque:
     type_name: str
 
     def __repr__(self) -> str:
-        return f"<Opaque {self.type_name}: {self.repr}>"
+        return for_terminal(f"<Opaque {self.type_name}: {self.repr}>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,13 +186,16 @@ class CellResult:
         return f"CellResult({', '.join(parts)})"
 
     def __str__(self) -> str:
-        """What a person at a terminal would have seen: output, value, traceback."""
+        """What a person at a terminal would have seen: output, value, traceback.
+
+        Colours stay; what else would steer the terminal is left out.
+        """
         parts = [self.stdout, self.stderr]
         parts += [str(b["text/plain"]) for b in self._shown() if "text/plain" in b]
         if self.error is not None:
             parts.append(getattr(self.error, "traceback", None) or _named(self.error))
         shown = "\n".join(part[:-1] if part.endswith("\n") else part for part in parts if part)
-        return printable(shown)
+        return for_terminal(printable(shown))
 
     def _shown(self) -> list[Bundle]:
         """The displays, the value's text where no display holds it, and what is missing."""

@@ -16,6 +16,14 @@ _LEAD = "\udced"
 _SURROGATE = re.compile(f"{_LEAD}[\udca0-\udcbf][\udc80-\udcbf]")
 _BLOCK = 1 << 16
 
+# Colours, which stay; other escape sequences; control characters but for \b \t \n \r.
+_ESCAPES = re.compile(
+    r"(\x1b\[[0-9;:]*m)"
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[PX^_][^\x1b]*(?:\x1b\\)?"
+    r"|\x1b\[[0-?]*[ -/]*[@-~]?|\x1b[ -/]*[0-~]?"
+    r"|[\x00-\x07\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
+)
+
 
 @cache
 def _surrogate(escaped: str) -> str:
@@ -47,6 +55,11 @@ def to_text(raw: bytes) -> str:
 def printable(text: str) -> str:
     """The text with lone surrogates written as ``\\udcff``, as Python does in tracebacks."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def for_terminal(text: str) -> str:
+    """The text without what would steer the terminal; colours stay."""
+    return _ESCAPES.sub(lambda found: found[1] or "", text)
 
 
 def whole_characters(raw: bytes) -> int:

@@ -529,3 +529,10 @@ def test_what_a_notebook_shows_is_the_same_without_a_shell(name, shown, monkeypa
     monkeypatch.setattr("IPython.display.display", screen.display)
     NOTEBOOK[name]._ipython_display_()
     assert screen.shown == shown[name]
+
+
+def test_as_text_it_steers_no_terminal():
+    error = cell_error("E", "v", "\x1b[2JE: v")
+    result = CellResult(stdout="\x1b[2J\x1b[31mred\x1b[0m\x07", text="\x1b]0;t\x07v", error=error)
+    assert str(result) == "\x1b[31mred\x1b[0m\nv\nE: v"
+    assert repr(CellResult(value=Opaque("\x1b[2Jx", "A"))) == "CellResult(value=<Opaque A: x>)"

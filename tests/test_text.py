@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mentis_pool.text import first_character, printable, to_bytes, to_text, whole_characters
+from mentis_pool.text import (
+    first_character,
+    for_terminal,
+    printable,
+    to_bytes,
+    to_text,
+    whole_characters,
+)
 
 any_text = st.text(st.characters(exclude_categories=()))
 surrogates = st.text(st.characters(categories=("Cs",)))
@@ -151,3 +158,32 @@ def test_what_is_whole_of_some_bytes(raw, whole):
 )
 def test_where_some_bytes_begin(raw, start):
     assert first_character(raw) == start
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ü \t\r\n\b", "plain ü \t\r\n\b"),
+        ("\x1b[1;31mred\x1b[0m", "\x1b[1;31mred\x1b[0m"),
+        ("a\x1b[2Jb", "ab"),
+        ("a\x1b]0;title\x07b", "ab"),
+        ("a\x1b]8;;http://x\x1b\\b", "ab"),
+        ("a\x1bPq#0\x1b\\b", "ab"),
+        ("a\x1bcb", "ab"),
+        ("a\x1b(0b", "ab"),
+        ("a\x9b2Jb", "a2Jb"),
+        ("a\x00\x07\x7fb", "ab"),
+        ("a\x1b", "a"),
+    ],
+)
+def test_only_colours_reach_a_terminal(text, shown):
+    assert for_terminal(text) == shown
+
+
+@given(st.text(st.sampled_from("\x1b[]PX^_0;:mJ\\\x07\x9b\x00a ")))
+def test_no_escape_but_a_colour_is_left(text):
+    left = for_terminal(text).split("\x1b")
+    assert all(
+        part.startswith("[") and part[1:].lstrip("0123456789;:")[:1] == "m" for part in left[1:]
+    )
+    assert for_terminal("".join(left)) == "".join(left)

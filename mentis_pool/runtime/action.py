@@ -30,7 +30,7 @@ from mentis_pool.returned import MAX_RESULT
 
 DISPLAY_LIMIT = 64 * 1024 * 1024
 """Bytes of displays of one action, where ``max_output`` sets no lower limit."""
-_LEAST_PART = 1024
+_LEAST_PART = 64 * 1024
 _NAMES = 4096
 """Characters that the mime types and the id of a display have, where nobody means harm."""
 _MOST = 1 << 53

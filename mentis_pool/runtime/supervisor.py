@@ -911,7 +911,7 @@ class Sandbox:
         worker.broken = True
         if reason == END_OF_FILE:
             if worker.said is not None:
-                return  # it is being killed, and why is known
+                return  # it is being killed, and what is to be said of it is known
             # Most often it died, and the init will say how in a moment.
             closed = Error(
                 "protocol", "the cell closed the connection of its process to the runtime"

@@ -258,8 +258,9 @@ class Worker:
                 file.flush()
                 fd = os.dup(file.fileno())
             os.lseek(fd, 0, os.SEEK_SET)
-        os.dup2(fd, 0)
-        os.close(fd)
+        if fd != 0:  # as it is where a cell closed that
+            os.dup2(fd, 0)
+            os.close(fd)
         stdin = open(0, encoding="utf-8", errors="surrogatepass", closefd=False)
         vars(sys).update(stdin=stdin, __stdin__=stdin)
 

@@ -109,16 +109,16 @@ def test_a_run_that_was_not_done_in_time_has_missed_its_deadline(said):
 
 def test_the_parts_of_a_result_have_a_limit_together(monkeypatch):
     assert MAX_RESULT >= 1 << 30
-    monkeypatch.setattr(module, "MAX_RESULT", 10_000)
+    monkeypatch.setattr(module, "MAX_RESULT", 1_000_000)
     action = Action(a_run())
-    assert action.take(Part(b"1" * 6000))
-    assert action.take(Part(b"1" * 4000))
+    assert action.take(Part(b"1" * 600_000))
+    assert action.take(Part(b"1" * 400_000))
     assert not action.take(Part(b"1"))
 
 
 def test_empty_parts_of_a_result_have_an_end(monkeypatch):
-    # Each costs its reader some hundred bytes.
-    monkeypatch.setattr(module, "MAX_RESULT", 10_000)
+    # Each costs its reader some hundred bytes, and time.
+    monkeypatch.setattr(module, "MAX_RESULT", 1_000_000)
     action = Action(a_run())
     assert sum(action.take(Part(b"")) for _ in range(1000)) < 100
 

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from mentis_pool import CellTimeout, Cut, SandboxExecutor, Stream
+from mentis_pool import CellTimeout, Cut, SandboxError, SandboxExecutor, Stream
 
 MB = 1024 * 1024
 
@@ -345,6 +345,39 @@ def test_a_kept_process_finds_its_directory_again():
     with SandboxExecutor(max_workers=1, state="reuse", isolation="process") as reuse:
         reuse.submit("import os; os.rmdir(os.getcwd())").result()
         assert reuse.submit("import os; os.listdir()").result().value == []
+
+
+def test_a_kept_process_finds_its_descriptors_again(reuse):
+    assert reuse.submit("import os; os.closerange(0, 3)").exception() is None
+    result = reuse.submit("import sys; print(sys.stdin.read() == ''); sys.stdin.fileno()").result()
+    assert (result.stdout, result.value) == ("True\n", 0)
+
+
+def test_a_worker_that_broke_the_protocol_has_no_result(single):
+    cell = (
+        "import os, socket, stat\nfrom mentis_pool.runtime import wire\n"
+        "for fd in range(3, 1024):\n"
+        "    try:\n"
+        "        if stat.S_ISSOCK(os.fstat(fd).st_mode):\n"
+        "            its = socket.socket(fileno=os.dup(fd))\n"
+        "            if its.type == socket.SOCK_STREAM:\n"
+        "                its.sendall(wire.pack(wire.Done(0, wire.Error('timeout', ''), wire.End(0.0))))\n"
+        "    except OSError: pass\n5"
+    )
+    for _ in range(20):
+        with pytest.raises(SandboxError, match="not its own: timeout"):
+            single.submit(cell).result()
+
+
+def test_a_cell_has_no_parts_of_a_result(single):
+    cell = (
+        "import gc\nfrom mentis_pool.observations import Part\n"
+        "from mentis_pool.runtime.worker import Worker\n"
+        "[worker] = [each for each in gc.get_objects() if type(each) is Worker]\n"
+        "worker._part(b'x')"
+    )
+    with pytest.raises(SandboxError, match="part of a result"):
+        single.submit(cell).result()
 
 
 def test_a_kept_process_keeps_no_sources(reuse):
