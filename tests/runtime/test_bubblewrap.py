@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is L
 
 def test_bubblewrap_on_the_path_goes_before_the_one_of_a_package(tmp_path, monkeypatch):
     program = tmp_path / "bwrap"
-    program.touch(mode=0o755)
+    program.write_text("#!/bin/sh\necho bubblewrap 0.11.0\n")
+    program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert bubblewrap.find() == str(program)
 
