@@ -464,3 +464,11 @@ def test_results_that_cannot_be_written_end_it():
     ) as process:
         assert process.wait(20) == 2
         assert process.stderr.read() == b"mentis-pool: [Errno 28] No space left on device\n"
+
+
+def test_the_doctor_says_what_works_a_line_each():
+    words = [sys.executable, "-m", "mentis_pool", "doctor"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert {"bubblewrap", "user namespaces", "seccomp", "landlock", "cgroups"} == set(lines)
+    assert done.returncode == (0 if lines["bubblewrap"].startswith("works") else 1)

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 
+import family
 import psutil
 import pytest
 
@@ -56,7 +57,7 @@ def test_a_runtime_that_dies_fails_what_ran_and_is_started_again(executor):
 def test_a_zygote_that_dies_takes_its_runtime_along_and_both_come_back(executor):
     running = executor.submit(SLEEP)
     started(running)
-    zygote = runtime_of(executor).children()[0]
+    zygote = family.zygote_of(executor)
     zygote.kill()
     assert isinstance(running.exception(20), SandboxDied)
     assert executor.submit("1").result(20).value == 1
@@ -69,7 +70,7 @@ def test_an_init_that_dies_fails_its_cell_alone(executor, eventually):
     )
     hit, other = executor.submit(cell), executor.submit("import time; time.sleep(1); 5")
     started(hit, other)
-    zygote = runtime_of(executor).children()[0]
+    zygote = family.zygote_of(executor)
     eventually(lambda: [p for p in zygote.children(recursive=True) if p.name() == "sleep"])
     init = next(
         p for p in zygote.children() if any(c.name() == "sleep" for c in p.children(recursive=True))
@@ -89,7 +90,7 @@ def test_an_init_that_dies_fails_its_cell_alone(executor, eventually):
 
 def test_a_worker_that_waits_may_be_killed(executor, eventually):
     executor.submit("1").result()
-    zygote = runtime_of(executor).children()[0]
+    zygote = family.zygote_of(executor)
     for _ in range(3):
         killed = eventually(lambda: zygote.children()[0].children())
         for worker in killed:

@@ -86,10 +86,10 @@ FOR_RUNTIME = {
     "walls",
 }
 STARTS_RUNTIME = {
-    "connection": ["local"],
-    "executor": ["local"],
-    "sandbox": ["local"],
-    "cli": ["probe", "serve", "standing"],
+    "connection": ("local",),
+    "executor": ("local",),
+    "sandbox": ("local",),
+    "cli": ("serve", "standing", "probe"),
 }
 RUNTIME_PURE = {"wire", "action", "registry", "seccomp", "wall"}
 
@@ -282,10 +282,11 @@ PUBLIC = {
     "ConcurrentTask",
     "Cut",
     "DeadlineExceeded",
+    "IsolationWarning",
+    "Wall",
     "Display",
     "End",
     "Error",
-    "IsolationWarning",
     "Limits",
     "MentisPoolError",
     "MentisSandbox",
@@ -309,7 +310,6 @@ PUBLIC = {
     "SpaceManager",
     "Start",
     "StateLost",
-    "Wall",
     "Stream",
     "Usage",
     "sandbox_session",

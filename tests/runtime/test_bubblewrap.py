@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -16,7 +17,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is L
 
 def test_bubblewrap_on_the_path_goes_before_the_one_of_a_package(tmp_path, monkeypatch):
     program = tmp_path / "bwrap"
-    program.touch(mode=0o755)
+    program.write_text("#!/bin/sh\necho bubblewrap 0.11.0\n")
+    program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert bubblewrap.find() == str(program)
 
@@ -135,3 +137,39 @@ def test_root_starts_all_from_the_stage(made, tmp_path, monkeypatch):
     assert its.words[0] == "/tmp/x/bwrap"
     assert f"/tmp{tmp_path}/shown" in its.words
     assert {str(tmp_path / "shown"), "/usr", "/x/bwrap"} <= set(staged)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_what_only_root_may_read_is_read_behind_the_wall_and_never_written(tmp_path):
+    tmp_path.chmod(0o700)
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "file").chmod(0o600)
+    prefixes = [sys.prefix, sys.base_prefix]
+    wanted = [*bubblewrap.of_python(sys.executable, prefixes, []), str(tmp_path)]
+    its = bubblewrap.Wall(wanted, os.path.expanduser("~"))
+    done = subprocess.run(
+        [*its.words, "/bin/sh", "-c", f"cat {tmp_path}/file; echo new > {tmp_path}/file"],
+        preexec_fn=its.prepare,
+        pass_fds=its.fds,
+        capture_output=True,
+        text=True,
+    )
+    its.close()
+    assert done.stdout == "text"
+    assert (tmp_path / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("said", "new"),
+    [
+        ("bubblewrap 0.8.0", True),
+        ("bubblewrap 0.11", True),
+        ("bubblewrap 0.7.9", False),
+        ("", False),
+    ],
+)
+def test_only_a_bubblewrap_that_is_new_enough_is_taken(tmp_path, said, new):
+    program = tmp_path / "bwrap"
+    program.write_text(f"#!/bin/sh\necho {said}\n")
+    program.chmod(0o755)
+    assert bubblewrap.is_new(str(program)) is new

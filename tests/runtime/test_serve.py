@@ -513,6 +513,8 @@ def test_only_loopback_may_be_without_token_and_without_walls():
     assert refusal("::1", "t", False) is None
     assert refusal("10.0.0.1", "t", True) is None
     assert refusal("10.0.0.1", "t", False) is not None
+    assert refusal("10.0.0.1", "t", False, "landlock") is not None
+    assert refusal("10.0.0.1", "t", False, "bubblewrap") is None
     assert refusal("10.0.0.1", None, True) is not None
 
 
