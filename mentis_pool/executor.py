@@ -74,6 +74,7 @@ class SandboxExecutor(Executor):
             means for calls): the process is kept, each cell gets a clean namespace;
             imported modules, files and the environment stay as the last task left them,
             so what a hostile call does to its process the calls after it there may feel.
+            "new": each task has a sandbox of its own, namespaces and all.
             A sandbox that has run a cell never runs calls.
         timeout: seconds that a task may run (not wait); None for no limit.
         retries: how often a runtime's start, a request to it, and a task that was
@@ -112,7 +113,7 @@ class SandboxExecutor(Executor):
         max_tasks_per_child: int | None = None,
         runtime: str | None = None,
         token: str | None = None,
-        state: Literal["fresh", "reuse"] | None = None,
+        state: Literal["fresh", "reuse", "new"] | None = None,
         timeout: float | None = None,
         retries: int = 2,
         max_output: int | None = MAX_OUTPUT,
@@ -141,8 +142,8 @@ class SandboxExecutor(Executor):
         if token is not None and (not isinstance(token, str) or not token.isprintable()):
             raise ValueError("token must be text without control characters")
         token = os.environ.get("MENTIS_RUNTIME_TOKEN") or None if token is None else token
-        if state not in (None, "fresh", "reuse"):
-            raise ValueError(f"state must be 'fresh', 'reuse' or None, not {state!r}")
+        if state not in (None, "fresh", "reuse", "new"):
+            raise ValueError(f"state must be 'fresh', 'reuse', 'new' or None, not {state!r}")
         if when_full not in ("block", "raise"):
             raise ValueError(f"when_full must be 'block' or 'raise', not {when_full!r}")
         if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
@@ -174,7 +175,7 @@ class SandboxExecutor(Executor):
         first = _initializer(initializer, initargs)
         self._opened = Open(0, "session", None, first, limits)
 
-        def opened(lane: int, of: Literal["fresh", "reuse"]) -> Open:
+        def opened(lane: int, of: Literal["fresh", "reuse", "new"]) -> Open:
             tasks = max_tasks_per_child if of == "reuse" else None
             return Open(lane, of, tasks, first, limits)
 

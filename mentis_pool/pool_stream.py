@@ -36,7 +36,7 @@ SESSION = "Mentis-Session"
 OWED = 256 * 1024
 """Bytes that came, from which on they are confirmed at once."""
 
-State = Literal["fresh", "reuse", "session"]
+State = Literal["fresh", "reuse", "new", "session"]
 
 
 MAX_RUN = 1 << 30

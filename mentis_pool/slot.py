@@ -179,7 +179,7 @@ class Slot:
     def __init__(self, number: int, opened: Open, now: float) -> None:
         self.number = number
         self._opened = opened
-        self._fresh = opened.state == "fresh"
+        self._fresh = opened.state in ("fresh", "new")
         self._opened_at: float | None = now
         self._sandbox: str | None = None
         self._used = False
