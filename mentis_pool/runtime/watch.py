@@ -56,6 +56,9 @@ class Watch:
         """The pid of its init is known."""
         if self._meter is None and init:
             self._meter = Meter(init)
+            if self._running:
+                # A command was given before the init had said anything.
+                self._timer = self._loop.call_later(SOON, self._look)
 
     def begin(self) -> None:
         """A task begins: what it uses is counted from here on."""

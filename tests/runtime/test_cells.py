@@ -96,7 +96,9 @@ def test_displays_come_in_their_order_as_mime_bundles(executor):
 
 
 def test_output_and_displays_keep_their_order(executor):
-    future = executor.submit("print(1)\ndisplay(2)\nimport os\nos.system('echo 3')\ndisplay(4)")
+    # They come by two ways: what is written in the same moment as something is shown may be before it.
+    cell = "import os, time\nprint(1)\ndisplay(2)\ntime.sleep(0.3)\nos.system('echo 3')\ndisplay(4)"
+    future = executor.submit(cell)
     said = [getattr(o, "text", None) or o.bundle.texts["text/plain"]
             for o in future.observations() if type(o).__name__ in ("Stream", "Display")]  # fmt: skip
     assert said == ["1\n", "2", "3\n", "4"]

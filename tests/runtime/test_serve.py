@@ -188,7 +188,7 @@ def test_a_command_has_a_directory_a_timeout_and_a_death(caller, box):
 
 def test_a_command_and_a_cell_over_a_limit_are_told_so(caller, box):
     sandbox, stream = box
-    bomb = f"{sys.executable} -c 'x = bytearray(700 << 20)'"
+    bomb = f"{sys.executable} -c 'import time; x = bytearray(700 << 20); time.sleep(9)'"
     said = until_end(stream, caller.run(sandbox, bomb, "run_shell_command"))
     assert "Limits(memory=" in said[-2]["error"]
     said = until_end(stream, caller.run(sandbox, "x = bytearray(700 << 20)"))
