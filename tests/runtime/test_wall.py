@@ -37,7 +37,7 @@ def test_a_home_elsewhere_is_not_shown_nor_what_it_lies_in():
 
 
 def test_directories_below_home_tmp_and_work_are_shown_alone():
-    wanted = ["/home/me/project", "/tmp/v", "/work/main"]
+    wanted = ["/home/me/project", "/tmp/env", "/work/project"]
     assert visible(*wanted) == wanted
 
 
@@ -46,8 +46,8 @@ def test_what_is_named_through_a_link_of_the_root_is_not_mounted_there():
 
 
 def test_what_lies_in_the_rooms_of_a_sandbox_is_told_apart():
-    shown = ["/tmp/v", "/tmpfiles", "/usr", "/work/main", "/dev/shm/x"]
-    assert wall.in_rooms(shown) == ["/tmp/v", "/work/main", "/dev/shm/x"]
+    shown = ["/tmp/env", "/tmpfiles", "/usr", "/work/project", "/dev/shm/x"]
+    assert wall.in_rooms(shown) == ["/tmp/env", "/work/project", "/dev/shm/x"]
 
 
 # ── files that are made ─────────────────────────────────────────────────────
@@ -71,7 +71,7 @@ def pairs(words, option):
 
 
 def made(**options):
-    return wall.command("/x/bwrap", ["/tmp/v", "/usr"], LINKS, {"/etc/passwd": 7}, **options)
+    return wall.command("/x/bwrap", ["/tmp/env", "/usr"], LINKS, {"/etc/passwd": 7}, **options)
 
 
 def test_every_kind_of_namespace_is_new():
@@ -97,14 +97,14 @@ def test_all_capabilities_are_dropped_before_two_are_given_back():
 
 def test_what_is_shown_is_mounted_read_only_after_the_rooms_it_may_lie_in():
     words = made()
-    assert pairs(words, "--ro-bind") == [("/tmp/v", "/tmp/v"), ("/usr", "/usr")]
+    assert pairs(words, "--ro-bind") == [("/tmp/env", "/tmp/env"), ("/usr", "/usr")]
     assert "--bind" not in words
     assert words.index("/tmp") < words.index("--ro-bind")
 
 
 def test_from_a_stage_it_is_shown_at_its_own_path():
     words = made(stage="/tmp")
-    assert pairs(words, "--ro-bind") == [("/tmp/tmp/v", "/tmp/v"), ("/tmp/usr", "/usr")]
+    assert pairs(words, "--ro-bind") == [("/tmp/tmp/env", "/tmp/env"), ("/tmp/usr", "/usr")]
 
 
 def test_links_and_files_are_made_and_then_nothing_can_be_written():
