@@ -255,6 +255,7 @@ def test_an_init_behind_the_wall_is_named_and_all_of_its_sandbox_read(uid):
     if uid is not None and not can_ordinary():
         pytest.skip("not root, or no interpreter that an ordinary user may read")
     ours, theirs = socket.socketpair()
+    ours.settimeout(30)
     posix.name_sender(ours)
     code = (
         "import os, socket, time\n"

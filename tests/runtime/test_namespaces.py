@@ -78,8 +78,11 @@ def can_ordinary():
         and subprocess.run(
             [SYSTEMS_OWN, "-c", "import sys; from mentis_pool.runtime import namespaces"],
             env={"PYTHONPATH": ROOT},
+            # Not what it finds here, but what it is to find behind the wall.
+            cwd="/",
             user=ORDINARY,
             group=ORDINARY,
+            extra_groups=[],
             capture_output=True,
         ).returncode
         == 0
