@@ -72,10 +72,15 @@ def as_if(uid, make):
 
 
 def can_ordinary():
+    """Whether there is one, who may read a Python, the package and bubblewrap."""
+    if os.geteuid() != 0 or not os.path.exists(SYSTEMS_OWN):
+        return False
+    try:
+        as_if(ORDINARY, bubblewrap.find)
+    except bubblewrap.NoWall:
+        return False
     return (
-        os.geteuid() == 0
-        and os.path.exists(SYSTEMS_OWN)
-        and subprocess.run(
+        subprocess.run(
             [SYSTEMS_OWN, "-c", "import sys; from mentis_pool.runtime import namespaces"],
             env={"PYTHONPATH": ROOT},
             # Not what it finds here, but what it is to find behind the wall.
