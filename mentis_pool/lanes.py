@@ -4,8 +4,6 @@ A lane has sandboxes of its own: of a shared lane any that is idle will do, a
 session's lane has one, which keeps its state. What has the lowest number begins
 first, whatever its lane and whenever it came; what waits behind a session's own cell
 is passed over. A sandbox whose actions are done at once has a few of them given ahead.
-Where sandboxes clean up after each action, or each is for one action, a lane has one more
-than can run, so that what begins next need not wait for that.
 
 Pure: every method returns the orders to carry out. Ours keeps the lanes of its
 clients in the runtime; where an original runtime serves, the client keeps them.
@@ -93,10 +91,9 @@ class _Waiting(NamedTuple):
 
 
 class _Lane:
-    def __init__(self, number: int, session: bool, spare: bool, once: bool) -> None:
+    def __init__(self, number: int, session: bool, once: bool) -> None:
         self.number = number
         self.session = session
-        self.spare = spare
         self.once = once
         self.waiting: deque[_Waiting] = deque()
         self.idle: deque[int] = deque()
@@ -147,9 +144,9 @@ class Lanes(Generic[R]):
         """After so many ends there may be more room."""
         self._sandboxes = itertools.count(1)
 
-    def open(self, lane: int, session: bool, spare: bool = False, once: bool = False) -> None:
-        """A new lane; ``spare``: with one sandbox more than can run; ``once``: each for one action."""
-        self._lanes[lane] = _Lane(lane, session, spare, once)
+    def open(self, lane: int, session: bool, once: bool = False) -> None:
+        """A new lane; ``once``: each of its sandboxes is for one action."""
+        self._lanes[lane] = _Lane(lane, session, once)
 
     def close(self, lane: int, reason: str) -> list[Order]:
         """A lane is of no more use."""
@@ -362,17 +359,7 @@ class Lanes(Generic[R]):
                 orders += self._make(lane)
             # The first is one that is ready, where there is one.
             orders.append(self._give_next(lane, lane.idle.popleft()))
-            if self._wants_spare(lane):
-                orders += self._make(lane)
         return [*orders, *self._give_ahead()] if self._prompt else orders
-
-    def _wants_spare(self, lane: _Lane) -> bool:
-        return (
-            lane.spare
-            and not lane.idle
-            and len(lane.sandboxes) <= self._most
-            and (self._room is None or len(self._of) < self._room)
-        )
 
     def _give_ahead(self) -> list[Order]:
         """What could not be given to a free sandbox goes to busy ones, the oldest first."""

@@ -872,50 +872,15 @@ class TestWhateverHappensEveryActionEndsOnce(Walk.TestCase):
     pass
 
 
-# ── one more than can run, and one for each ─────────────────────────────────
-
-
-def with_spare(most=1, once=False):
-    made = Lanes(most)
-    made.open(A, False, True, once)
-    made.open(B, False)
-    return made
-
-
-def test_a_spare_sandbox_is_made_beside_those_that_run():
-    one = with_spare(2)
-    assert add(one, A, 1) == [Make(1, A), give(1, 1), Make(2, A)]
-    assert add(one, A, 2) == [give(2, 2), Make(3, A)]
-    assert add(one, A, 3) == []
-
-
-def test_what_comes_next_is_given_to_the_spare_while_the_last_one_cleans_up():
-    one = with_spare()
-    add(one, A, 1, 2)
-    assert one.ended(1) == [give(2, 2)]
-    one.ready(1)
-    add(one, A, 3)
-    assert one.ended(2) == [give(1, 3)]
-
-
-def test_no_spare_is_made_where_there_is_no_room():
-    one = with_spare()
-    add(one, A, 1)
-    assert one.refused(2, "full") == []
-    assert add(one, A, 2) == []
-    assert one.ended(1) == [give(1, 2)]
+# ── one for each ────────────────────────────────────────────────────────────
 
 
 def test_a_sandbox_that_is_for_one_action_goes_with_it():
-    one = with_spare(once=True)
-    assert add(one, A, 1, 2) == [Make(1, A), give(1, 1), Make(2, A)]
+    one = Lanes(1)
+    one.open(A, False, once=True)
+    assert add(one, A, 1, 2) == [Make(1, A), give(1, 1)]
     why = "each action has a new one"
-    assert one.ended(1) == [Drop(1, why), give(2, 2), Make(3, A)]
+    assert one.ended(1) == [Drop(1, why), Make(2, A), give(2, 2)]
     assert one.ended(2) == [Drop(2, why)]
     assert one.lost(2, why) == []
-    assert add(one, A, 3) == [give(3, 3), Make(4, A)]
-
-
-def test_other_lanes_have_no_spare():
-    one = with_spare()
-    assert add(one, B, 1) == [Make(1, B), give(1, 1)]
+    assert add(one, A, 3) == [Make(3, A), give(3, 3)]

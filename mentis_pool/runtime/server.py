@@ -256,9 +256,7 @@ class Session:
         elif isinstance(command, Open):
             self._opened[command.lane] = command
             state = command.state
-            # Without walls the next process is forked while the last one runs.
-            spare = state == "new" or (state == "fresh" and self._supervisor.walled)
-            self._lanes.open(command.lane, state == "session", spare, state == "new")
+            self._lanes.open(command.lane, state == "session", state == "new")
         elif isinstance(command, Close):
             self._carry_out(self._lanes.close(command.lane, command.reason))
         elif isinstance(command, Measure):

@@ -55,8 +55,8 @@ LEFT_BEHIND = {
         "import os; os.listdir(os.path.expanduser('~')) != []",
     ),
     "a temporary file": (
-        "import tempfile; tempfile.mkdtemp(); tempfile.NamedTemporaryFile(delete=False)",
-        "import os, tempfile; any(n.startswith('tmp') for n in os.listdir(tempfile.gettempdir()))",
+        "import tempfile; tempfile.mkdtemp(prefix='its'); tempfile.mkstemp(prefix='its')",
+        "import os, tempfile; any(n.startswith('its') for n in os.listdir(tempfile.gettempdir()))",
     ),
     "a directory without permissions": (
         "import os; os.makedirs('a/b'); os.chmod('a', 0)", "import os; os.listdir() != []",
