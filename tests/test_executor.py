@@ -565,7 +565,7 @@ def test_a_served_runtime_tells_what_its_sandboxes_use_and_holds_limits(served):
     url, token = served
     limits = Limits("100M")
     with SandboxExecutor(1, runtime=url, token=token, limits=limits, timeout=60) as executor:
-        error = executor.submit("x = bytearray(400 << 20)").exception()
+        error = executor.submit("import time; x = bytearray(400 << 20); time.sleep(5)").exception()
         assert isinstance(error, ResourceLimitExceeded)
         assert error.which == "memory"
         future = executor.options(task_id="mine").submit("import time; time.sleep(1)")

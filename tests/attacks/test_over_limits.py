@@ -29,17 +29,23 @@ LIMITS = Limits(
 
 # Each is bounded: it does no harm where nothing holds it. It ends with the word "through".
 ATTACKS = {
-    "one allocation": ("memory", "b = bytearray(700 << 20)"),
-    "many allocations": ("memory", "kept = [bytearray(4 << 20) for _ in range(100)]"),
+    "one allocation": ("memory", "import time\nb = bytearray(700 << 20)\ntime.sleep(1)"),
+    "many allocations": (
+        "memory",
+        "import time\nkept = [bytearray(4 << 20) for _ in range(100)]\ntime.sleep(1)",
+    ),
     "a private mapping": (
         "memory",
         "import mmap\n"
         "m = mmap.mmap(-1, 400 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
-        "for i in range(0, len(m), 4096): m[i] = 1",
+        "for i in range(0, len(m), 4096): m[i] = 1\n"
+        "import time; time.sleep(1)",
     ),
     "a shared mapping": (
         "memory",
-        "import mmap\nm = mmap.mmap(-1, 600 << 20)\nfor i in range(0, len(m), 4096): m[i] = 1",
+        "import mmap, time\nm = mmap.mmap(-1, 600 << 20)\n"
+        "for i in range(0, len(m), 4096): m[i] = 1\n"
+        "time.sleep(1)",
     ),
     "many processes together": (
         "memory",
