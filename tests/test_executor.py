@@ -375,7 +375,7 @@ def test_a_bad_option_is_named(executor, option, value, error):
     ("argument", "value", "error"),
     [
         ("max_workers", 0, ValueError), ("max_workers", -1, ValueError), ("max_workers", 1.5, TypeError),
-        ("max_workers", True, TypeError), ("state", "new", ValueError), ("timeout", -1, ValueError),
+        ("max_workers", True, TypeError), ("state", "old", ValueError), ("timeout", -1, ValueError),
         ("retries", -1, ValueError), ("max_output", -1, ValueError), ("preload", "numpy", TypeError),
         ("runtime", "localhost:1", ValueError), ("runtime", 5, TypeError), ("runtime", "http://", ValueError),
         ("runtime", "http://a:b@c", ValueError), ("runtime", "", ValueError), ("token", "a\nb", ValueError),

@@ -191,7 +191,9 @@ def test_a_command_and_a_cell_over_a_limit_are_told_so(caller, box):
     bomb = f"{sys.executable} -c 'import time; x = bytearray(700 << 20); time.sleep(9)'"
     said = until_end(stream, caller.run(sandbox, bomb, "run_shell_command"))
     assert "Limits(memory=" in said[-2]["error"]
-    said = until_end(stream, caller.run(sandbox, "x = bytearray(700 << 20)"))
+    said = until_end(
+        stream, caller.run(sandbox, "import time; x = bytearray(700 << 20); time.sleep(9)")
+    )
     assert said[-2]["error_name"] == "ResourceLimitExceeded"
     assert "Limits(memory=" in said[-2]["error_value"]
     assert output(until_end(stream, caller.run(sandbox, "1"))).endswith(": 1\n")
