@@ -179,7 +179,7 @@ def test_an_interrupt_at_the_cells_end_does_not_hit_the_next(session):
     session.submit("count = 0; import time").result(BOUND)
     hit = 0
     for i in range(60):
-        future = session.submit(f"count += 1; time.sleep({0.0005 * (i % 6)})")
+        future = session.submit(f"count += 1; time.sleep({0.002 * (i % 6)})")
         behind = session.submit("time.sleep(0.002); count")
         family.started(future)
         time.sleep(0.0004 * (i % 9))
