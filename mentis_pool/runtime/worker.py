@@ -234,9 +234,13 @@ class Worker:
             self._missed = True
 
     def _be_idle(self) -> None:
-        self._idle = True
-        self._missed = False
-        self._say(wire.Idle())
+        while True:
+            # Not idle yet: an interrupt while this is being sent would want to send it as well.
+            self._idle = self._missed = False
+            self._say(wire.Idle())
+            self._idle = True
+            if not self._missed:
+                return
 
     def _prepare(self) -> None:
         """Everything that a cell may have changed as it is for a new one."""
