@@ -1361,8 +1361,10 @@ class Walk(RuleBasedStateMachine):
         if task in self.waits_for:
             return True
         live = [each for each in self.tasks if each.lane == task.lane and each not in self.done]
-        return task.lane not in SHARED and any(
-            each in self.waits_for or each.state is not State.QUEUED for each in live
+        # One that nobody wants any more may still be at the runtime.
+        return task.lane not in SHARED and (
+            any(each in self.waits_for or each.state is not State.QUEUED for each in live)
+            or any(each.lane == task.lane for each in self.out.values())
         )
 
     def ordered_to_settle(self, order):

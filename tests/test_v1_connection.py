@@ -214,7 +214,9 @@ def test_a_post_without_an_answer_is_not_sent_again(original):
         "late reset" if path.endswith("run_ipython_cell") and n < 6 else None
     )
     with executor_at(original) as executor:
-        assert isinstance(executor.submit("'once'").exception(10), OutcomeUnknown)
+        error = executor.submit("'once'").exception(10)
+        # On a busy machine its result may be heard before the missing answer is.
+        assert error is None or isinstance(error, OutcomeUnknown)
         original.script.answer = None
         assert executor.submit("'next'").result(10).text == "'next'"
     assert sum("'once'" in body["code"] for body in original.posts()) == 1
