@@ -322,11 +322,12 @@ class Pool:
             self._take_back(task)
             if task.ended:
                 continue
-            lane = self._lanes[task.lane]
-            only_sent = task.waits and not task.known
+            # None of a session that was closed while this ran.
+            lane = self._lanes.get(task.lane)
+            only_sent = lane is not None and task.waits and not task.known
             before = bisect.bisect(doubtful, task.number)
             only_waited = task.lane != CALLS and before >= self._max_workers
-            if only_sent and (lane.begun or only_waited):
+            if only_sent and lane is not None and (lane.begun or only_waited):
                 # It only waited there; before those that wait here behind it.
                 task.unsent()
                 bisect.insort(lane.queue, task, key=_number)
