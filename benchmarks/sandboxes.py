@@ -31,15 +31,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from benchmarks import table
-from benchmarks.cells import PATIENCE, idle_runtime
+from benchmarks.cells import PATIENCE, Times, group, idle_runtime
 from mentis_pool import CellFuture, SandboxDied, SandboxExecutor
 
 KILL_EVERY = 0.2
 """Seconds."""
 TIMEOUT = 0.1
 """Seconds that the cell may take which takes longer."""
-
-Times = dict[str, list[float]]
 
 
 def add_arguments(
@@ -117,10 +115,6 @@ def measure(arguments: argparse.Namespace) -> table.Report:
         ],
         machine=machine,
     )
-
-
-def group(name: str, unit: str, times: Times) -> table.Group:
-    return table.Group(name, unit, {who: table.Figure(values) for who, values in times.items()})
 
 
 # ── start ───────────────────────────────────────────────────────────────────
@@ -266,4 +260,7 @@ def children(pid: int) -> list[int]:
 
 
 def isolation() -> str:
-    return "process"
+    """The level at which all this was measured."""
+    with told("runtime_started") as events, SandboxExecutor(1) as executor:
+        executor.submit("1").result(PATIENCE)
+    return str(events[0]["isolation"])
