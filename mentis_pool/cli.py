@@ -344,8 +344,10 @@ def _port(text: str) -> int:
 
 def _seconds(text: str) -> float:
     seconds = float(text)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"must be more than 0 seconds, not {text}")
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(
+            f"must be more than 0 seconds and less than 1e9, not {text}"
+        )
     return seconds
 
 

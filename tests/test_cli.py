@@ -366,11 +366,12 @@ def test_its_version():
         (["run", "-", "-"], "standard input (-) can be read once"),
         (["run", "-c", "1", "--nonsense"], "unrecognized argument: --nonsense"),
         (["run", "-c", "1", "--workers", "0"], "--workers: must be at least 1, not 0"),
-        (["run", "-c", "1", "--timeout", "0"], "--timeout: must be more than 0 seconds, not 0"),
+        (["run", "-c", "1", "--timeout", "0"], "--timeout: must be more than 0 seconds and less"),
+        (["run", "-c", "1", "--timeout", "inf"], "less than 1e9, not inf"),
         (["run", "-c", "1", "--out", "no/such"], "No such file or directory: 'no/such'"),
         (["--log", "no/such", "run", "-c", "1"], "No such file or directory: 'no/such'"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_bad_usage_exits_with_2_and_says_why(tmp_path, arguments, why):
     out, err = mentis_pool(*arguments, cwd=tmp_path, code=2)

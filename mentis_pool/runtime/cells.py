@@ -426,10 +426,10 @@ class CellRun:
     def _forms(self, value: Any) -> tuple[str, Bundle | None]:
         """The value's text, and its bundle when that has more than text."""
         if type(value) in _PLAIN:
-            return _short(
-                printable(self._shell.display_formatter.formatters["text/plain"](value))
-            ), None
-        data, _ = self._shell.display_formatter.format(value)
+            data = {"text/plain": self._shell.display_formatter.formatters["text/plain"](value)}
+        else:
+            data, _ = self._shell.display_formatter.format(value)
+        # Not even an int has one always: Python writes no more than 4300 digits.
         text = data.get("text/plain")
         if not isinstance(text, str):
             text = f"<{_type_name(value)}: its repr raised an exception>"
@@ -547,7 +547,8 @@ def _type_name(value: object) -> str:
 def failure_of(error: BaseException) -> Failure:
     """An exception as text: name, value and traceback with the cell's own lines."""
     cls = type(error)
-    name = printable(cls.__name__)
+    # Not by way of a metaclass, which may call it anything.
+    name = printable(type.__dict__["__name__"].__get__(cls))
     try:
         value = printable(str(error))
     except BaseException as exc:  # noqa: BLE001 - the exception's own code, which may do anything
@@ -558,7 +559,7 @@ def failure_of(error: BaseException) -> Failure:
         text = printable("".join(shown.format()))
     except BaseException as exc:  # noqa: BLE001 - the exception's own code, which may do anything
         text = f"{name}: {value}\n<its traceback cannot be had: {type(exc).__name__}>\n"
-    builtin = getattr(builtins, cls.__name__, None) is cls
+    builtin = getattr(builtins, name, None) is cls
     return Failure(name[:MAX_NAME], _short(value), _short(text), builtin)
 
 

@@ -151,6 +151,23 @@ def test_an_object_without_a_repr_is_opaque_all_the_same(executor):
     assert "in __repr__\n" in result.stderr
 
 
+def test_an_int_of_too_many_digits_to_write_is_a_value_all_the_same(executor):
+    result = executor.submit("10**5000").result()
+    assert result.value == 10**5000
+    assert result.text == "<int: its repr raised an exception>"
+
+
+def test_an_exception_whose_class_lies_about_its_name_is_the_outcome(executor):
+    source = """
+class Liar(type):
+    __name__ = property(lambda cls: 5)
+class Wrong(Exception, metaclass=Liar): pass
+raise Wrong("x")
+"""
+    error = executor.submit(source).exception()
+    assert (error.name, error.value) == ("Wrong", "x")
+
+
 def test_help_and_source_go_to_stdout(executor):
     assert "Return the absolute value" in executor.submit("abs?").result().stdout
 
