@@ -537,10 +537,18 @@ class SandboxExecutor(Executor):
         Args:
             wait: return only when nothing is left, no thread and no process.
             cancel_futures: cancel the tasks that wait for others to end.
+
+        Raises:
+            KeyboardInterrupt: while it waited; what ran then has been killed.
         """
         self._engine.shutdown(cancel_futures)
         if wait:
-            self._engine.join()
+            try:
+                self._engine.join()
+            except KeyboardInterrupt:
+                # Who will not wait here would wait again at the interpreter's end.
+                self.kill_workers()
+                raise
 
     def terminate_workers(self) -> None:
         """Take no more tasks, cancel those that wait, and have what runs terminated (SIGTERM).

@@ -318,6 +318,18 @@ def test_ctrl_c_reaches_the_client_alone(own_temp, processes, eventually):
     eventually(lambda: nothing_left(own_temp, processes))
 
 
+def test_ctrl_c_while_the_block_waits_ends_what_runs(own_temp, processes, eventually):
+    then = "with executor:\n    time.sleep(1)\n    print('set', flush=True)\n"
+    process = client(300, then, start_new_session=True)
+    assert process.stdout.readline() == "set\n"
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = finish(process)
+    assert err.endswith("KeyboardInterrupt\n")
+    assert process.returncode == -signal.SIGINT
+    eventually(lambda: nothing_left(own_temp, processes))
+
+
 def test_an_unhandled_exception_in_the_block_still_ends_everything(own_temp, processes):
     process = client(0.1, "with executor: 1/0")
     _, err = finish(process)
