@@ -7,6 +7,7 @@ is gone it waits for the sandboxes to end, kills what is left, and exits.
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import os
@@ -44,7 +45,7 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
     os.close(log)
     sock.sendall(STANDS)
     # This takes long.
-    from mentis_pool.runtime import init
+    from mentis_pool.runtime import init, worker
     from mentis_pool.runtime.cells import build_shell, warm_up
 
     try:
@@ -57,12 +58,12 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
         what = f"preload={preload!r}: {text}" if preload else traceback.format_exc()
         sock.sendall(wire.pack(wire.Failed(what)))
         return
-    template = init.worker.Worker()
+    template = worker.Worker()
     # What lives now lives for ever: no collection in a child will touch (and so copy) its pages.
     gc.collect()
     gc.freeze()
     sock.sendall(wire.pack(wire.Ready()))
-    _Zygote(sock, ground, lambda *given: init.main(*given, template)).run()
+    _Zygote(sock, ground, functools.partial(init.main, template=template)).run()
 
 
 class _Zygote:
