@@ -76,6 +76,10 @@ def served(path):
 # What each cell does, and at which levels besides "bubblewrap" it is held.
 ATTACKS = {
     "read a file of the host": ("tried(lambda: open(outside + '/secret').read())", "landlock"),
+    "read what only root may": (
+        "tried(lambda: open('/etc/shadow').read())",
+        "landlock",
+    ),
     "see what is in a directory": ("tried(lambda: os.listdir(outside))", "landlock"),
     "write where it may read": (
         "os.listdir(exposed)\ntried(lambda: open(exposed + '/new', 'w').close())",
@@ -138,7 +142,14 @@ ATTACKS = {
 DISKS = [entry.path for entry in os.scandir("/dev") if _is_block(entry)]
 # At the level "process" no more is asked of these than root may do anyway.
 FOR_ROOT = {
-    *("change its root", "make a device", "be root", "be another user", "take priority"),
+    *(
+        "read what only root may",
+        "change its root",
+        "make a device",
+        "be root",
+        "be another user",
+        "take priority",
+    ),
     *("log to the kernel", "open a disk", "enter a namespace", "open the memory of its parent"),
 }
 
