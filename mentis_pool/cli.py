@@ -591,6 +591,8 @@ def _run(parsed: argparse.Namespace, out: IO[str] | None) -> int:
     executor.shutdown()
     if failed and count > 1:
         names = ", ".join(failed[:10]) + (", …" if len(failed) > 10 else "")
+        if sys.stderr.isatty():
+            names = for_terminal(names)
         print(f"{len(failed)} of {count} failed: {names}", file=sys.stderr)
     return 1 if failed else 0
 

@@ -299,5 +299,5 @@ def _translated(
 def _is_mentis(body: bytes) -> bool:
     try:
         return "message" in msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False

@@ -22,7 +22,8 @@
 And one warning: IsolationWarning.
 
 Each can be pickled. One that is the outcome of a task carries what the task gave
-until then as ``result``.
+until then as ``result``. What they say as text may come from a sandbox, and is shown on terminals
+unasked, where nobody catches them: of control characters and escape sequences it has colours only.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mentis_pool.limits import Which, message
+from mentis_pool.text import for_terminal
 
 if TYPE_CHECKING:
     from mentis_pool.results import CellResult
@@ -53,6 +55,9 @@ class MentisPoolError(Exception):
     """
 
     result: CellResult | None = None
+
+    def __str__(self) -> str:
+        return for_terminal(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = dict(self.__dict__)
@@ -109,7 +114,7 @@ class CellError(MentisPoolError):
     traceback: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.value}" if self.value else self.name
+        return for_terminal(f"{self.name}: {self.value}" if self.value else self.name)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"
@@ -125,7 +130,7 @@ def cell_error(name: str, value: str, traceback: str, builtin: bool = True) -> C
     error.name, error.value, error.traceback = name, value, traceback
     if isinstance(error, SyntaxError):
         # What Python prints of an uncaught one.
-        error.msg = value
+        error.msg = for_terminal(value)
     return error
 
 
@@ -308,7 +313,7 @@ class ProtocolError(MentisPoolError):
         self.payload = payload[:1024]
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return for_terminal(str(self.args[0]))
 
 
 class PayloadError(MentisPoolError, PicklingError):

@@ -67,7 +67,10 @@ _SHORT_HEADER = re.compile(
     r"|An exception has occurred, use %tb to see the full traceback\.).*$",
     re.MULTILINE,
 )
-_PLACE = re.compile(r"(Cell In ?\[\d+\], line |<ipython-input-[^>]*>(?:\"?, line |:))(\d+)")
+# No number is longer that counts lines; more digits than 4300 int() refuses.
+_PLACE = re.compile(
+    r"(Cell In ?\[\d+\], line |<ipython-input-[^>]*>(?:\"?, line |:))(\d{1,9})(?!\d)"
+)
 # IPython's own frame, in a traceback that Python printed.
 _RUNNER = re.compile(
     r"^(?:  \| )?  File \"[^\"]*interactiveshell\.py\", line \d+, in run_\w+\n(?:  \| )?    .*\n",

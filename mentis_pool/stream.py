@@ -443,7 +443,7 @@ def refused(url: str, status: int, body: bytes) -> str:
     """What an answer that refuses means, in words for the user."""
     try:
         message = json.loads(body)["message"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         message = body[:200].decode(errors="replace").strip() or "no reason was given"
     if status == 401:
         how = "give the runtime's token, as token=… or in MENTIS_RUNTIME_TOKEN"

@@ -55,7 +55,7 @@ from mentis_pool.observations import (
 from mentis_pool.output import StreamBound
 from mentis_pool.pool_stream import Given, Work
 from mentis_pool.results import CellResult, Opaque, Usage
-from mentis_pool.text import to_text
+from mentis_pool.text import for_terminal, to_text
 
 # Kinds of `Error` that say nothing against the task.
 _SANDBOX_FAILED = ("died", "unknown", "protocol", "unreachable")
@@ -555,6 +555,6 @@ def call_outcome(
         # As the standard process pool shows it.
         from concurrent.futures.process import _RemoteTraceback
 
-        text: Any = f'\n"""\n{failure.traceback}"""'
+        text: Any = for_terminal(f'\n"""\n{failure.traceback}"""')
         error.__cause__ = _RemoteTraceback(text)
     return None, error

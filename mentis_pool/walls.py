@@ -38,7 +38,8 @@ _WALLS: dict[str, tuple[_Said, _Said, _Said]] = {
         (True, "a pid namespace for each sandbox"),
         (
             True,
-            "no signals, no tracing, nothing of theirs can be read; that they run can be found out",
+            "no signals, no tracing, nothing of theirs can be read; that they run can be found out, "
+            "and a socket with a path can be connected to",
         ),
         (False, "a cell may signal and trace what your user can"),
     ),
@@ -49,7 +50,10 @@ _WALLS: dict[str, tuple[_Said, _Said, _Said]] = {
     ),
     "runtime and client": (
         (True, "neither their sockets, nor processes, nor environment are in the sandbox"),
-        (False, "a socket with a path can be connected to"),
+        (
+            True,
+            "nothing of theirs can be read, no signals, and the runtime answers nobody but its client",
+        ),
         (False, "they run as the same user"),
     ),
     "system calls": (

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from benchmarks import humaneval, speed, table
+from benchmarks import attacks, humaneval, speed, table
 
 ROOT = Path(__file__).parent.parent
 FIGURE = {"median", "min", "max", "values"}
@@ -300,3 +303,53 @@ def test_a_table_lines_up():
         "speed (m/s)  median   min    max",
         "  hare         2.00  1.00  3,000",
     ]
+
+
+# ── attacks ─────────────────────────────────────────────────────────────────
+
+
+def test_attacks_are_held_for_each_user_and_state(tmp_path):
+    only = ["--level", "bubblewrap", "--only", "the first three are closed"]
+    said = measured(tmp_path / "figures.json", "attacks", *only)
+    users = ["root", "user"] if os.geteuid() == 0 else ["user"]
+    if any("not attacked as an ordinary user" in note for note in said["notes"]):
+        users.remove("user")
+    assert whose(said) == {
+        f"{user}, bubblewrap, {state}": ["descriptors, held of 1"]
+        for user in users
+        for state in ("fresh", "reuse")
+    }
+    assert all(target["met"] for target in said["targets"]), said["notes"]
+
+
+def test_an_attack_that_gets_through_is_counted_and_named(monkeypatch):
+    monkeypatch.setattr(attacks, "users", lambda python, notes: [(0, python)])
+    found = [("exits", "a", "", 0.1), ("exits", "b", "it gave 5", 0.1)]
+    monkeypatch.setattr(attacks, "attack", lambda *_: found)
+    arguments = argparse.Namespace(python="python3", level=["process"], only=[])
+    report = attacks.measure(arguments)
+    assert not report.met
+    assert "root, process, fresh: exits: b: it gave 5" in report.notes
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_an_ordinary_user_has_all_walls():
+    notes: list[str] = []
+    ordinary = [each for each in attacks.users("/usr/bin/python3", notes) if each[0]]
+    if not ordinary:
+        pytest.skip(notes[0])
+    [(user, python)] = ordinary
+    code = (
+        "from mentis_pool import SandboxExecutor\n"
+        "with SandboxExecutor(2, isolation='bubblewrap') as executor:\n"
+        "    print(executor.submit('import os; [os.getuid(), os.getpid() < 9]').result().value)\n"
+        "    print(executor.submit(divmod, 7, 2).result())\n"
+        "    print(executor.session().submit('6 * 7').result().value)\n"
+        "    print(executor.submit(\"open('/etc/shadow')\").exception().name)\n"
+        "    print([wall.name for wall in executor.isolation_report() if not wall.held])\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="mp-", dir="/tmp") as home:
+        os.chown(home, user, -1)
+        done = subprocess.run([python, "-c", code], timeout=60, **attacks.as_user(user, home))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[1000, True]", "(3, 1)", "42", "FileNotFoundError", "[]"]

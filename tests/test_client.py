@@ -384,3 +384,7 @@ def test_what_reaches_other_machines_is_imported_when_it_is_needed():
         "assert not {'http.client', 'urllib.request'} & set(sys.modules), sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_answer_of_nothing_but_nesting_is_no_runtimes():
+    assert not client_module._is_mentis(b'{"a":' * 100_000)

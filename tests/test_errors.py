@@ -36,6 +36,7 @@ from mentis_pool.errors import (
     limit_told,
 )
 from mentis_pool.results import CellResult, Usage
+from mentis_pool.text import for_terminal
 
 BUILTIN = sorted(
     name
@@ -257,6 +258,30 @@ def test_an_uncaught_error_of_a_cell_is_printed_with_its_text(name):
     assert "Did you mean" not in shown
 
 
+STEERS = "red \x1b[31mtext\x1b[0m\x1b]0;title\x07\x1b[2J"
+SHOWN = "red \x1b[31mtext\x1b[0m"
+
+
+@pytest.mark.parametrize("name", [*BUILTIN, "Own\x1b[2J"])
+def test_an_uncaught_error_of_a_cell_does_not_steer_the_terminal(name):
+    error = cell_error(name, STEERS, "")
+    printed = "".join(traceback.format_exception(type(error), error, None))
+    assert SHOWN in printed
+    assert "\x07" not in printed
+    assert "\x1b[2J" not in printed
+    # What it is called and says is there as it was.
+    assert (error.name, error.value) == (name, STEERS)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [MentisPoolError, SandboxDied, PayloadError, ProtocolError, BrokenSandboxPool, RuntimeRejected],
+)
+def test_what_an_error_says_does_not_steer_the_terminal(kind):
+    assert str(kind(STEERS)) == SHOWN
+    assert repr(kind(STEERS)).isprintable()
+
+
 def test_no_constructor_of_a_builtin_is_called():
     # That of UnicodeDecodeError wants five arguments, that of OSError would fill errno.
     assert str(cell_error("UnicodeDecodeError", "bad byte", "")) == "UnicodeDecodeError: bad byte"
@@ -295,7 +320,7 @@ def test_any_other_name_is_a_plain_error(name):
     error = cell_error(name, "value", "")
     assert type(error) is CellError
     assert error.name == name
-    assert str(error) == f"{name}: value"
+    assert str(error) == for_terminal(f"{name}: value")
     assert pickle.loads(pickle.dumps(error)).name == name
 
 

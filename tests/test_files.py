@@ -192,6 +192,29 @@ def test_files_are_put_together_from_their_pieces(contents, piece):
     assert fetched.left == {}
 
 
+names = st.text(st.sampled_from("ab/.*\0\\\n é"), max_size=6)
+
+
+@given(
+    st.lists(st.sampled_from(["*", "a", "**/b", "a/*", "[ab"]), max_size=3),
+    st.lists(
+        st.builds(File, names, st.binary(max_size=9), st.booleans())
+        | st.builds(Left, names, st.sampled_from(get_args(LeftKind))),
+        max_size=8,
+    ),
+)
+def test_whatever_is_said_of_files_gives_none_that_was_not_asked_for(patterns, said):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "PIECE", 4)
+        fetched = Fetched(patterns)
+        for each in said:
+            fetched.take(each)
+        fetched.end()
+    for name in fetched.files:
+        assert Patterns(patterns).match(name)
+        assert not {"", ".", ".."} & set(name.split("/"))
+
+
 def test_a_file_is_given_out_without_being_copied(monkeypatch):
     """It is what keeps a large one from being in memory twice."""
     made = []

@@ -7,8 +7,10 @@ import json
 
 import msgspec
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from mentis_pool import mentis_v1
+from mentis_pool import ProtocolError, mentis_v1
 from mentis_pool.mentis_v1 import (
     CellEncoder,
     CommandEncoder,
@@ -263,6 +265,59 @@ def test_a_command_that_was_ended_has_an_error():
     assert frames[1]["data"] == {"error": "it ran for more than 1 s"}
     assert frames[2]["error"] == "it ran for more than 1 s"
     assert frames[3]["data"] == {"exit_code": -1, "error": "it ran for more than 1 s"}
+
+
+# ── whatever comes ──────────────────────────────────────────────────────────
+
+FRAGMENTS = [
+    *(b'{"observation_type":"', b"start", b"stream", b"result", b"error", b"end", b'",', b"}"),
+    *(
+        b'"action_id":"A",',
+        T.encode() + b",",
+        b'"data":{',
+        b'"error":',
+        b'"exit_code":',
+        b'"line":',
+    ),
+    *(
+        b"[" * 5000,
+        b"9" * 5000,
+        b"1e999",
+        b"-1",
+        b"null",
+        b'"\\ud800"',
+        b"\xff",
+        b'"x"',
+        b"\n",
+        b",",
+    ),
+]
+near_frames = st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=4), max_size=14).map(
+    b"".join
+)
+
+
+@st.composite
+def spoilt_frames(draw):
+    """A frame of the original with some of its bytes changed."""
+    frame = bytearray(draw(st.sampled_from(ORIGINAL))[0].encode())
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(frame)))
+        put = draw(st.sampled_from(FRAGMENTS) | st.binary(max_size=3))
+        frame[at : at + draw(st.integers(0, 3))] = put
+    return bytes(frame)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary() | near_frames | spoilt_frames())
+@example(b'{"observation_type":"error","action_id":"A","data":{"error":' + b"[" * 100_000)
+def test_any_bytes_are_observations_or_refused(frame):
+    observations, wrong = decode(frame)
+    assert len(observations) + len(wrong) == sum(bool(line.strip()) for line in frame.split(b"\n"))
+    assert {type(each) for each in wrong} <= {ProtocolError}
+    for each in observations:
+        assert isinstance(getattr(each, "error", None), (str, type(None)))
+        assert isinstance(getattr(each, "exit_code", None), (int, type(None)))
 
 
 # ── paths and bodies ────────────────────────────────────────────────────────

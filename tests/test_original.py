@@ -10,6 +10,8 @@ import sys
 import cloudpickle
 import pytest
 from fakes import Kernels
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from mentis_pool import original
 from mentis_pool.mentis_v1 import ResultObservation
@@ -317,3 +319,28 @@ def test_ipython_is_imported_only_where_its_rules_are_needed():
         "source('%%time\\n1', 't', {})\nassert 'IPython' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ── whatever it prints ──────────────────────────────────────────────────────
+
+# What is looked for in what a cell printed, and what is near it.
+FRAGMENTS = [
+    *(f"\x02{TOKEN}{sign}" for sign in ":!=."),
+    *("\x03", "\n", "\x1b[31m", "\x1b", "Traceback (most recent call last)", "---------\n"),
+    *("ZeroDivisionError", "  + Exception Group Traceback (most recent call last):\n", ": x\n"),
+    *("Cell In[1], line ", "<ipython-input-1-a>:", "<ipython-input-1-a>, line ", "9" * 5000, "0"),
+    *("During handling of the above exception, another exception occurred:\n", "\udcff", "é"),
+]
+printed = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=12).map("".join)
+LONG_PLACE = f"ZeroDivisionError Traceback (most recent call last)\nCell In[1], line {'9' * 5000}\n"
+
+
+@given(printed, printed, st.integers(-1, 2), st.none() | printed, st.none() | st.integers(0, 9))
+@example(LONG_PLACE, "", 1, "x", None)
+def test_whatever_a_cell_prints_gives_an_outcome(stdout, stderr, code, value, limit):
+    result = ResultObservation(action_id="A", exit_code=code, error_value=value)
+    *seen, last = original.outcome(stdout, stderr, TOKEN, result, limit)
+    assert isinstance(last, (Result, Error))
+    assert {type(each) for each in seen} <= {Stream, Cut}
+    original.output(stdout, stderr, TOKEN, limit)
+    original.is_complete(stdout, stderr, TOKEN, result)

@@ -219,3 +219,10 @@ def test_of_much_that_has_arrived_some_is_given_and_the_rest_is_known_of(
         counts.append(len(stream.drain()))
     assert counts == [2, 2, 1]
     assert stream.drain() == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b"\xff", b"{}", b"5", b'{"message":' + b"9" * 9000]
+)
+def test_any_answer_that_refuses_has_words(body):
+    assert stream_module.refused("http://x", 404, body).startswith("http://x refuses with HTTP 404")

@@ -486,6 +486,12 @@ def test_what_a_call_raises_has_the_remote_traceback_as_its_cause():
     assert isinstance(result.error, CellError)
 
 
+def test_the_remote_traceback_does_not_steer_the_terminal():
+    failure = Failure("E", "v", "Trace\x1b]0;title\x07back")
+    _, error, _ = given_by(Result(pickled=b"v", failure=failure), rebuild=lambda _: KeyError("k"))
+    assert str(error.__cause__) == '\n"""\nTraceback"""'
+
+
 def test_what_may_not_be_rebuilt_is_an_error_that_has_the_result():
     def refuse(_):
         raise PayloadError("not this type")

@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from mentis_pool.runtime import program, standing
+from mentis_pool.runtime import posix, program, standing
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
             )
         except standing.NoIsolation as exc:
             sys.exit(str(exc))
-        listener = stack.enter_context(_listen(directory, token))
+        listener = stack.enter_context(_listen(directory, token, client))
         from mentis_pool.runtime.server import server
 
         try:
@@ -70,11 +70,11 @@ def main() -> None:
             sys.exit(str(exc))
 
 
-def _listen(directory: str, token: str | None) -> socket.socket:
-    """Listen, on TCP for whoever has the token or on the Unix socket, and say so."""
+def _listen(directory: str, token: str | None, client: int) -> socket.socket:
+    """Listen, on TCP for whoever has the token or on the Unix socket for the client, and say so."""
+    listener: socket.socket
     if token is None:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(program.socket_in(directory))
+        listener = posix.Listener(program.socket_in(directory), client)
         port = 0
     else:
         listener = socket.socket(socket.AF_INET)

@@ -119,7 +119,7 @@ class Wall:
     def __init__(self, wanted: Iterable[str], home: str, network: str = "none") -> None:
         if sys.platform != "linux":
             raise NoWall("only Linux has it")
-        bwrap = find()
+        bwrap = self.program = find()
         its, links = system(network)
         paths = [path for path in (*its, *wanted) if os.path.exists(path)]
         shown = wall.visible(paths, home, links)

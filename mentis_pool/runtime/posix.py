@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import sys
+from typing import Any
 
 KEEPS_PACKETS = sys.platform == "linux"
 """Whether `packets` stay apart; macOS has no such sockets."""
@@ -51,6 +52,32 @@ def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]
         elif sys.platform == "linux" and kind == socket.SCM_CREDENTIALS:
             pid = _CREDENTIALS.unpack(value)[0]
     return data, list(fds), pid
+
+
+class Listener(socket.socket):
+    """Listens on a path for one process alone: others of its user have its path and may find it.
+
+    Who connects is what the kernel says (SO_PEERCRED of unix(7), Linux).
+    """
+
+    def __init__(self, path: str, only: int) -> None:
+        super().__init__(socket.AF_UNIX)
+        self._only = only
+        self.bind(path)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection.
+
+        Raises:
+            ConnectionAbortedError: it was another's, and is closed: there may be more.
+        """
+        sock, address = super().accept()
+        if sys.platform == "linux":
+            said = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            if _CREDENTIALS.unpack(said)[0] != self._only:
+                sock.close()
+                raise ConnectionAbortedError
+        return sock, address
 
 
 def die_with_parent(parent: int) -> None:

@@ -75,7 +75,7 @@ def standing_wall() -> Found:
     finally:
         its.close()
     if done.returncode == 0:
-        return Found(name, True, its.words[0])
+        return Found(name, True, its.program)
     words = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
     return Found(name, False, words[-1])
 

@@ -450,7 +450,8 @@ class _Protocol(uvicorn_websockets.WebSocketsSansIOProtocol):
         """From now on frames are this session's, whose client says what it has seen."""
         self.session = session
         try:
-            session.attach(self, int(seen) if seen.isdecimal() else -1)
+            # More digits than any frame has int() may refuse.
+            session.attach(self, int(seen) if seen.isdecimal() and len(seen) < 20 else -1)
         except ProtocolError as exc:
             self._refuse(exc)
 

@@ -27,7 +27,7 @@ for its in sockets(): its.sendall(sent)
 
 @pytest.mark.filterwarnings("ignore::mentis_pool.IsolationWarning")
 def test_frames_with_wrong_bytes_are_of_the_cell_that_sends_them_alone():
-    with SandboxExecutor(2, timeout=1.0) as executor, executor.session() as neighbour:
+    with SandboxExecutor(2, timeout=0.4) as executor, executor.session() as neighbour:
         neighbour.submit("n = 0").result(20)
         for seed in range(40):
             future = executor.submit(_BROKEN_FRAMES, seed=seed)

@@ -27,25 +27,26 @@ LIMITS = Limits(
     output="20M",
 )
 
-# Each is bounded: it does no harm where nothing holds it. It ends with the word "through".
+# Each is bounded: it does no harm where nothing holds it. It rests for so many seconds with what it
+# has, and ends with the word "through".
 ATTACKS = {
-    "one allocation": ("memory", "import time\nb = bytearray(700 << 20)\ntime.sleep(1)"),
+    "one allocation": ("memory", "import time\nb = bytearray(700 << 20)\ntime.sleep(rest)"),
     "many allocations": (
         "memory",
-        "import time\nkept = [bytearray(4 << 20) for _ in range(100)]\ntime.sleep(1)",
+        "import time\nkept = [bytearray(4 << 20) for _ in range(100)]\ntime.sleep(rest)",
     ),
     "a private mapping": (
         "memory",
         "import mmap\n"
         "m = mmap.mmap(-1, 400 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
         "for i in range(0, len(m), 4096): m[i] = 1\n"
-        "import time; time.sleep(1)",
+        "import time; time.sleep(rest)",
     ),
     "a shared mapping": (
         "memory",
         "import mmap, time\nm = mmap.mmap(-1, 600 << 20)\n"
         "for i in range(0, len(m), 4096): m[i] = 1\n"
-        "time.sleep(1)",
+        "time.sleep(rest)",
     ),
     "many processes together": (
         "memory",
@@ -55,7 +56,7 @@ ATTACKS = {
         "    pid = os.fork()\n"
         "    if pid == 0:\n"
         "        b = bytearray(60 << 20)\n"
-        "        time.sleep(3)\n"
+        "        time.sleep(rest)\n"
         "        os._exit(0)\n"
         "    pids.append(pid)\n"
         "for pid in pids: os.waitpid(pid, 0)",
@@ -68,10 +69,10 @@ ATTACKS = {
         "        os.setsid()\n"
         "        if os.fork() == 0:\n"
         "            b = bytearray(60 << 20)\n"
-        "            time.sleep(3)\n"
+        "            time.sleep(rest)\n"
         "        os._exit(0)\n"
         "    os.wait()\n"
-        "time.sleep(3)",
+        "time.sleep(rest)",
     ),
     "a process that lets nobody look": (
         "memory",
@@ -82,7 +83,7 @@ ATTACKS = {
         "    if pid == 0:\n"
         "        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n"
         "        b = bytearray(60 << 20)\n"
-        "        time.sleep(3)\n"
+        "        time.sleep(rest)\n"
         "        os._exit(0)\n"
         "    pids.append(pid)\n"
         "for pid in pids: os.waitpid(pid, 0)",
@@ -92,20 +93,20 @@ ATTACKS = {
         "import os, time\n"
         "for _ in range(80):\n"
         "    if os.fork() == 0:\n"
-        "        time.sleep(2)\n"
+        "        time.sleep(rest)\n"
         "        os._exit(0)\n"
-        "time.sleep(2)",
+        "time.sleep(rest)",
     ),
     "a fork bomb of generations": (
         "processes",
         # 2**6 processes.
-        "import os, time\nfor _ in range(6): os.fork()\ntime.sleep(2)",
+        "import os, time\nfor _ in range(6): os.fork()\ntime.sleep(rest)",
     ),
     "a thread bomb": (
         "processes",
         "import threading, time\n"
         "threading.stack_size(256 << 10)\n"
-        "threads = [threading.Thread(target=time.sleep, args=(2,)) for _ in range(80)]\n"
+        "threads = [threading.Thread(target=time.sleep, args=(rest,)) for _ in range(80)]\n"
         "for thread in threads: thread.start()\n"
         "for thread in threads: thread.join()",
     ),
@@ -113,11 +114,11 @@ ATTACKS = {
     "a large file": ("file_size", "open('f', 'wb').write(bytes(40 << 20))"),
     "many files": (
         "disk",
-        "import time\nfor i in range(20): open(f'f{i}', 'wb').write(bytes(5 << 20))\ntime.sleep(1)",
+        "import time\nfor i in range(20): open(f'f{i}', 'wb').write(bytes(5 << 20))\ntime.sleep(rest)",
     ),
     "many empty files": (
         "disk",
-        "import time\nfor i in range(20000): open(f'f{i}', 'wb').close()\ntime.sleep(4)",
+        "import time\nfor i in range(20000): open(f'f{i}', 'wb').close()\ntime.sleep(rest)",
     ),
     "a flood of output": (
         "output",
@@ -182,10 +183,30 @@ def computing():
         yield executor
 
 
-def attack(executor, code):
+@pytest.fixture(scope="module")
+def without():
+    """A function that gives the executor without a limit; no other one is what held it."""
+    executors: dict[str, SandboxExecutor] = {}
+
+    def executor(which):
+        if which not in executors:
+            given = {f.name: getattr(LIMITS, f.name) for f in dataclasses.fields(LIMITS)}
+            limits = Limits(**{**given, which: None})
+            if which == "processes":
+                # Many of them need memory as well.
+                limits = Limits(None, processes=None)
+            executors[which] = SandboxExecutor(2, limits=limits, timeout=60)
+        return executors[which]
+
+    yield executor
+    for each in executors.values():
+        each.shutdown()
+
+
+def attack(executor, code, rest=4):
     """What became of it; a neighbour runs meanwhile."""
     neighbour = executor.submit("import time\ntime.sleep(0.3)\nsum(range(1000))")
-    cell = executor.submit(f"print('begun', flush=True)\n{code}\n'through'")
+    cell = executor.submit(f"print('begun', flush=True)\n{code}\n'through'", rest=rest)
     error = cell.exception()
     assert neighbour.result().value == 499500
     assert executor.submit("6 * 7").result().value == 42
@@ -219,20 +240,17 @@ def test_a_cell_that_computes_for_too_long_ends_soon_after(computing, name):
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, *COMPUTES])
-def test_it_goes_through_where_there_is_no_such_limit(name):
+def test_it_goes_through_where_there_is_no_such_limit(without, name):
     which, code = ATTACKS[name] if name in ATTACKS else ("cpu_seconds", COMPUTES[name])
-    # No other one is what held it.
-    given = {f.name: getattr(LIMITS, f.name) for f in dataclasses.fields(LIMITS)}
-    limits = Limits(**{**given, which: None})
-    if which == "processes":
-        limits = Limits(None, processes=None)
-    with SandboxExecutor(2, limits=limits, timeout=60) as executor:
-        if name == "a fork bomb of generations":
-            # Each of them comes to the cell's end, and one is the cell.
-            assert executor.submit(code).result().ok
-        else:
-            _, error = attack(executor, code)
-            assert error is None
+    executor = without(which)
+    if name == "a fork bomb of generations":
+        # Each of them comes to the cell's end, and one is the cell.
+        assert executor.submit(code, rest=0.5).result().ok
+    else:
+        # Long enough for a few looks.
+        cell, error = attack(executor, code, rest=0.5)
+        assert error is None
+        assert cell.result().value == "through"
 
 
 # ── what is the cell's own business ─────────────────────────────────────────
@@ -284,7 +302,7 @@ def test_a_session_goes_on_after_a_limit(limited):
     with limited.session() as session:
         session.submit("x = 1").result()
         with pytest.raises(ResourceLimitExceeded):
-            session.submit(ATTACKS["many processes together"][1]).result()
+            session.submit(ATTACKS["many processes together"][1], rest=3).result()
         with pytest.raises(MentisPoolError):
             session.submit("x").result()
         assert session.submit("2").result().value == 2
@@ -293,7 +311,7 @@ def test_a_session_goes_on_after_a_limit(limited):
 def test_files_that_were_too_many_do_not_end_the_next_cell_of_a_session(limited):
     with limited.session() as session:
         with pytest.raises(ResourceLimitExceeded):
-            session.submit(ATTACKS["many files"][1]).result()
+            session.submit(ATTACKS["many files"][1], rest=1).result()
         # Its state is there, and its files: it may make room.
         cell = "[os.remove(f'f{i}') for i in range(9)]\nopen('f', 'wb').write(bytes(1 << 20))"
         assert session.submit(f"import os\n{cell}").result().value == 1 << 20

@@ -18,8 +18,8 @@ PACKAGE = Path(mentis_pool.__file__).parent
 PURE = [
     "_version",
     "limits",
-    "errors",
     "text",
+    "errors",
     "observations",
     "files",
     "output",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -67,3 +68,23 @@ def test_a_tracker_is_told_from_others():
     source = "from multiprocessing.resource_tracker import main; main(0)"
     with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE) as process:
         assert posix.is_tracker(process.pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody says who connects")
+def test_a_listener_takes_connections_of_its_one_process_alone(tmp_path):
+    path = str(tmp_path / "socket")
+    ask = (
+        "import socket, sys\n"
+        "sock = socket.socket(socket.AF_UNIX)\n"
+        "sock.connect(sys.argv[1])\n"
+        "sys.exit(0 if sock.recv(1) == b'' else 1)"
+    )
+    with posix.Listener(path, os.getpid()) as listener, socket.socket(socket.AF_UNIX) as own:
+        listener.listen()
+        with subprocess.Popen([sys.executable, "-c", ask, path]) as other:
+            with pytest.raises(ConnectionAbortedError):
+                listener.accept()
+        assert other.returncode == 0
+        own.connect(path)
+        listener.accept()[0].close()
+        assert own.recv(1) == b""
