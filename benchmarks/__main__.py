@@ -1,11 +1,15 @@
-"""``python -m benchmarks NAME``: picks the benchmark, shows and saves its report."""
+"""``python -m benchmarks [NAME]``: picks the benchmark, shows and saves its report.
+
+Without a name it is ``speed``: one table of all figures that are to be reached.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
-from benchmarks import attacks, calls, cells, chaos, humaneval, sandboxes
+from benchmarks import attacks, calls, cells, chaos, humaneval, sandboxes, speed
 from benchmarks.table import Report
 
 
@@ -19,21 +23,16 @@ def main(argv: list[str] | None = None) -> int:
         SystemExit: bad arguments, or something that was measured did not work.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_arguments(parser, speed)
     names = parser.add_subparsers(title="benchmarks", metavar="NAME")
-    for module in (humaneval, cells, calls, sandboxes, attacks, chaos):
+    for module in (speed, humaneval, cells, calls, sandboxes, attacks, chaos):
         name = module.__name__.rpartition(".")[2]
         said = (module.__doc__ or "").splitlines()[0]
         sub = names.add_parser(name, help=said, description=module.__doc__)
         sub.formatter_class = argparse.RawDescriptionHelpFormatter
-        sub.add_argument("--rounds", type=at_least(1), default=5, help="default: %(default)s")
-        sub.add_argument("--json", metavar="FILE", help="write the figures there as well")
-        sub.add_argument("--no-target", action="store_true", help="exit 0 whatever the figures are")
-        module.add_arguments(sub, at_least)
-        sub.set_defaults(measure=module.measure)
+        _add_arguments(sub, module)
     arguments = parser.parse_args(argv)
-    if not hasattr(arguments, "measure"):
-        parser.print_help()
-        return 0
     try:
         report: Report = arguments.measure(arguments)
     except ModuleNotFoundError as exc:
@@ -46,6 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     missed = [target.name for target in report.targets if not target.met]
     print(f"target not met: {', '.join(missed)}", file=sys.stderr)
     return 1
+
+
+def _add_arguments(parser: argparse.ArgumentParser, module: Any) -> None:
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="default: %(default)s")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--no-target", action="store_true", help="exit 0 whatever the figures are")
+    module.add_arguments(parser, at_least)
+    parser.set_defaults(measure=module.measure)
 
 
 class at_least:  # noqa: N801 - reads as a type where argparse wants one

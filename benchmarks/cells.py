@@ -279,13 +279,13 @@ def kernel() -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
         manager.shutdown_kernel(now=True)
 
 
-def ask(client: BlockingKernelClient) -> None:
-    """Run `CELL` in a kernel, until all was said about it.
+def ask(client: BlockingKernelClient, cell: str = CELL, gives: str = "x\n1") -> None:
+    """Run a cell in a kernel, until all was said about it.
 
     Raises:
-        SystemExit: it did not give what it must.
+        SystemExit: it did not give what it must: its output, and the text of its value.
     """
-    request = client.execute(CELL)
+    request = client.execute(cell)
     said: list[str] = []
     while True:
         message = client.get_iopub_msg(timeout=PATIENCE)
@@ -301,8 +301,8 @@ def ask(client: BlockingKernelClient) -> None:
             break
     while client.get_shell_msg(timeout=PATIENCE)["parent_header"].get("msg_id") != request:
         pass
-    if "".join(said) != "x\n1":
-        sys.exit(f"ipykernel: {CELL!r} gave {said!r}")
+    if (text := "".join(said)) != gives:
+        sys.exit(f"ipykernel: {cell!r} gave {text[:200]!r}")
 
 
 # ── start ───────────────────────────────────────────────────────────────────

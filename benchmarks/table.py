@@ -133,15 +133,92 @@ class Report:
             json.dump(self.to_dict(), file, indent=2)
             file.write("\n")
 
+    def body(self) -> list[str]:
+        """Lines: what stands between the heading and the targets."""
+        return table(self.groups)
+
     def __str__(self) -> str:
         said = self.to_dict()
         named = ", ".join(f"{name} {v}" for name, v in said["versions"].items() if v)
         machine = f"{self.machine['cores']} cores, load {self.machine['load']:.1f} at the start"
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         lines = [f"{self.benchmark}: {said['date']}, {machine}", named, settings, ""]
-        lines += [*table(self.groups), ""]
+        lines += [*self.body(), ""]
         lines += [*self.notes, "", *map(str, self.targets)]
         return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One thing that was measured of us and of those beside us.
+
+    Attributes:
+        sides: figures by whose they are; the first is ours.
+        value: what of it must be what the target says: ours, or a ratio of ours to another's.
+    """
+
+    what: str
+    unit: str
+    sides: dict[str, Figure]
+    value: Figure
+    rule: Rule
+    limit: float
+    limit_unit: str
+
+    @property
+    def group(self) -> Group:
+        return Group(self.what, self.unit, self.sides)
+
+    @property
+    def target(self) -> Target:
+        return Target(self.what, self.value.median, self.rule, self.limit, self.limit_unit)
+
+    def cells(self) -> tuple[str, ...]:
+        """What stands in the columns of `Sheet`."""
+        (_, ours), *others = self.sides.items()
+        beside = ", ".join(f"{who} {number(figure.median)}" for who, figure in others)
+        we = f"{number(ours.median)} ({number(ours.min)} to {number(ours.max)})"
+        sign = {"at least": "≥", "at most": "≤", "under": "<"}[self.rule]
+        reach = f"{sign} {self.limit:g} {self.limit_unit}".rstrip()
+        got = "" if self.value is ours else number(self.value.median)
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.what}{unit}", beside, we, got, reach, "met" if self.target.met else "NOT MET"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet(Report):
+    """A report of rows: each with what is beside it, what it must be, and whether it is."""
+
+    rows: Sequence[Row] = ()
+
+    def body(self) -> list[str]:
+        heading = ("what", "beside: median", "we: median (min to max)", "is", "reach", "")
+        lines = [heading, *(row.cells() for row in self.rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+        return [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
+
+
+def sheet(
+    benchmark: str,
+    rows: Sequence[Row],
+    *,
+    settings: dict[str, int],
+    notes: list[str],
+    machine: dict[str, Any],
+) -> Sheet:
+    """The report of these rows."""
+    return Sheet(
+        benchmark=benchmark,
+        settings=settings,
+        groups=[row.group for row in rows],
+        targets=[row.target for row in rows],
+        notes=notes,
+        machine=machine,
+        rows=rows,
+    )
 
 
 def machine() -> dict[str, Any]:

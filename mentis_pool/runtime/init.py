@@ -29,11 +29,13 @@ def main(
     directory: str,
     ground: grounds.Ground,
     limits: Limits,
+    template: worker.Worker,
 ) -> None:
     """Be the init of a sandbox, until the supervisor closes ``sock``."""
     os.setsid()
     ground.settle(directory, limits)
-    Init(sock, worker.Worker(stdout, stderr, os.environ["PWD"], limits), ground).run()
+    template.settle(stdout, stderr, os.environ["PWD"], limits)
+    Init(sock, template, ground).run()
 
 
 class Init:

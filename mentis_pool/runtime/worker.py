@@ -42,16 +42,18 @@ def maxrss_bytes(ru_maxrss: int) -> int:
 
 
 class Worker:
-    """What a worker does, made ready in the init before any is forked.
+    """What a worker does, made ready in the zygote, settled in the init, run in the worker.
 
     Each page that a forked process writes to is copied, at 3 µs apiece: so all
-    that can be the same for every worker is done here, once, and after the fork
+    that can be the same for every sandbox is done once, and after the forks
     little more than the cell itself.
     """
 
-    def __init__(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
-        self._limits = limits
-        self._work = work
+    def __init__(self) -> None:
+        self._limits = Limits.none()
+        self._work = ""
+        self._out: tuple[int, ...] = ()
+        """Where what is written to 1 and 2 goes."""
         self._written: int | None = None
         """The file for what the initializer writes."""
         self._pid = 0
@@ -75,12 +77,17 @@ class Worker:
             limit=1 << 32,
         )
         self._heard: deque[wire.ToWorker] = deque()
+        self._renew()
+        self._stdin(None)
+
+    def settle(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
+        """In an init: be of this sandbox."""
+        self._limits = limits
+        self._work = work
         # Out of the way of descriptors that cells expect to be free or to be theirs.
         self._out = tuple(moved_away(fd) for fd in (stdout, stderr))
         tempfile.tempdir = None
-        signal.signal(signal.SIGINT, self._interrupt)
-        self._prepare()
-        self._stdin(None)
+        self._connect()
 
     def run(self, sock: socket.socket, runs: socket.socket, written: int | None) -> None:
         """Take ``runs`` until end-of-file, in the forked process; what happens is said to ``sock``."""
@@ -215,7 +222,8 @@ class Worker:
             self._begin()
         if self._used:
             if not keep:
-                self._prepare()
+                self._connect()
+                self._renew()
             # Not before: what the last cell held is only now given back.
             _reset_peak()
         if self._used or command.stdin is not None:
@@ -258,11 +266,14 @@ class Worker:
             if not self._missed:
                 return
 
-    def _prepare(self) -> None:
-        """Everything that a cell may have changed as it is for a new one."""
+    def _connect(self) -> None:
+        """What a cell may have changed of the process as it is for a new one."""
         signal.signal(signal.SIGINT, self._interrupt)
         for fd, number in zip(self._out, (1, 2), strict=True):
             os.dup2(fd, number)
+
+    def _renew(self) -> None:
+        """What a cell may have changed of the interpreter as it is for a new one."""
         self._stdout, self._stderr = _writer(1), _writer(2)
         vars(sys).update(stdout=self._stdout, __stdout__=self._stdout)
         vars(sys).update(stderr=self._stderr, __stderr__=self._stderr)

@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable
 
 from mentis_pool.runtime import grounds, posix, wire
 
@@ -42,8 +43,8 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
         os.dup2(log, number)
     os.close(log)
     sock.sendall(STANDS)
-    # This takes long, and the init is imported for all that are forked.
-    from mentis_pool.runtime import init  # noqa: F401
+    # This takes long.
+    from mentis_pool.runtime import init
     from mentis_pool.runtime.cells import build_shell, warm_up
 
     try:
@@ -56,16 +57,20 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
         what = f"preload={preload!r}: {text}" if preload else traceback.format_exc()
         sock.sendall(wire.pack(wire.Failed(what)))
         return
+    template = init.worker.Worker()
     # What lives now lives for ever: no collection in a child will touch (and so copy) its pages.
     gc.collect()
     gc.freeze()
     sock.sendall(wire.pack(wire.Ready()))
-    _Zygote(sock, ground).run()
+    _Zygote(sock, ground, lambda *given: init.main(*given, template)).run()
 
 
 class _Zygote:
-    def __init__(self, sock: socket.socket, ground: grounds.Ground) -> None:
+    def __init__(
+        self, sock: socket.socket, ground: grounds.Ground, be_init: Callable[..., None]
+    ) -> None:
         self._sock = sock
+        self._be_init = be_init
         self._ground = ground
         self._inits: dict[int, str] = {}
         """Directories of sandboxes, by the pid of their init."""
@@ -117,9 +122,7 @@ class _Zygote:
                 os.close(self._woken)
                 os.close(self._wake)
                 sock, stdout, stderr = fds
-                from mentis_pool.runtime import init
-
-                init.main(
+                self._be_init(
                     socket.socket(fileno=sock),
                     stdout,
                     stderr,
