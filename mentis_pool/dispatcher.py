@@ -13,10 +13,11 @@ from __future__ import annotations
 import select
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from mentis_pool.spinning import give_way
 
@@ -62,6 +63,10 @@ class Dispatcher(threading.Thread):
         self._waker.setblocking(False)
         self._wakee.setblocking(False)
         self._selector.register(self._wakee, selectors.EVENT_READ)
+        self._gate = select.epoll() if sys.platform == "linux" else None
+        """Between the selector and the stream, to be shut while another thread reads that."""
+        if self._gate is not None:
+            self._selector.register(self._gate, selectors.EVENT_READ)
 
     def wake(self) -> None:
         """Have ``woken`` called soon. Takes no lock, so a finalizer may call it."""
@@ -77,12 +82,15 @@ class Dispatcher(threading.Thread):
 
     def watch(self, stream: Readable) -> None:
         """Watch this stream from now on, and no other. For calls from the thread itself."""
-        self._selector.register(stream, selectors.EVENT_READ)
+        if self._gate is not None:
+            self._gate.register(stream, select.EPOLLIN)
+        else:
+            self._selector.register(stream, selectors.EVENT_READ)
         self._stream = stream
 
     def unwatch(self, stream: Readable) -> None:
         """Watch it no more; to be called before it is closed."""
-        self._selector.unregister(stream)
+        (self._gate or self._selector).unregister(stream)
         self._stream = None
 
     def run(self) -> None:
@@ -102,34 +110,38 @@ class Dispatcher(threading.Thread):
         self._ended(broken)
         self.close()
 
-    def _act(self, ready: set[object], due: bool) -> None:
+    def _act(self, ready: set[Any], due: bool) -> None:
         if self._wakee in ready:
             self._wakee.recv(4096)
         if self._wakee in ready or due:
             self._woken()
         # Not when it was woken for the stream's end.
-        if self._stream is not None and (not ready or self._stream in ready):
+        if self._stream is not None and (not ready or self._stream in ready or self._gate in ready):
             self._readable()
 
     def lead(self, read: Callable[[], None], done: Callable[[], bool]) -> None:
         """Call ``read`` in the calling thread whenever the stream is readable, until ``done``.
 
         For `LEAD` seconds at most; not at all while the thread itself, or another one that
-        waits, does something.
+        waits, does something, nor where the platform has no epoll(7).
         """
         if not self._turn.acquire(blocking=False):
             return
         try:
-            if self._stream is not None:
-                self._lead(self._stream, read, done)
+            if self._stream is not None and self._gate is not None:
+                self._lead(self._stream, self._gate, read, done)
         finally:
             self._turn.release()
 
     def _lead(
-        self, stream: Readable, read: Callable[[], None], done: Callable[[], bool]
+        self,
+        stream: Readable,
+        gate: select.epoll,
+        read: Callable[[], None],
+        done: Callable[[], bool],
     ) -> None:
         # What comes is not to wake the thread.
-        self._selector.unregister(stream)
+        gate.modify(stream, 0)
         try:
             poll = select.poll()
             poll.register(stream, select.POLLIN)
@@ -140,7 +152,7 @@ class Dispatcher(threading.Thread):
                 else:
                     give_way()
         finally:
-            self._selector.register(stream, selectors.EVENT_READ)
+            gate.modify(stream, select.EPOLLIN)
             if stream.wait() == 0:
                 # There is more to do than to read what comes.
                 self.wake()
@@ -148,5 +160,7 @@ class Dispatcher(threading.Thread):
     def close(self) -> None:
         """Give its descriptors back; for the thread itself, or where it could not be started."""
         self._selector.close()
+        if self._gate is not None:
+            self._gate.close()
         self._waker.close()
         self._wakee.close()

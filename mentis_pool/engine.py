@@ -271,14 +271,18 @@ class Engine:
     def lead(self, task: Task) -> None:
         """Who waits for a task reads what comes, for a moment, where nothing else is to come.
 
-        So callbacks of other tasks are not kept waiting for, most often. Its end, or that
-        of the stream, is found by the dispatcher, wherever this stops.
+        Wherever this stops, the dispatcher goes on; the end of the stream is for it alone.
         """
         dispatcher, connection = self._dispatcher, self._connection
         if dispatcher is None or connection is None or os.getpid() != self._pid:
             return
-        if connection.near and self._pool.is_alone(task):
-            dispatcher.lead(self._drain_for_caller, lambda: task.future is None)
+        if connection.near and self._may_lead(task):
+            dispatcher.lead(self._drain_for_caller, lambda: not self._may_lead(task))
+
+    def _may_lead(self, task: Task) -> bool:
+        # Callbacks are for the dispatcher: nobody knows how long they take.
+        future = task.future
+        return future is not None and self._pool.is_alone(task) and not future._done_callbacks
 
     def _drain_for_caller(self) -> None:
         """As `_drain`, in a thread of the user's; see `_decide_for_caller`."""

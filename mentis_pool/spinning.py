@@ -1,4 +1,4 @@
-"""To look for what comes soon before one sleeps: by whoever waits, client, runtime and worker.
+"""To look for what comes soon before one sleeps.
 
 To wake a process that sleeps takes longer than a short call itself, most of all on
 a virtual machine, whose idle CPU is given back to its host. So who had to wait for a short

@@ -32,7 +32,6 @@ from mentis_pool.pool_stream import Cells, Given, PickledCall, Put, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
 from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
 from mentis_pool.runtime.task_files import Environment, Fetching, NotPut, Putting
-from mentis_pool.spinning import SPIN, give_way
 from mentis_pool.text import to_text
 
 
@@ -58,8 +57,6 @@ class Worker:
         """The file for what the initializer writes."""
         self._pid = 0
         self._running = False
-        self._short = False
-        """Whether the last wait for a run was a short one."""
         self._idle = False
         """Whether it runs nothing and has said all."""
         self._missed = False
@@ -131,24 +128,11 @@ class Worker:
     def _next(self) -> wire.ToWorker | None:
         """What comes next; None where nothing more will."""
         while not self._heard:
-            data = self._receive()
+            data = self._runs.recv(wire.PACKET)
             if not data:
                 return None
             self._heard += self._commands.feed(data)
         return self._heard.popleft()
-
-    def _receive(self) -> bytes:
-        """A packet; see `mentis_pool.spinning`."""
-        begun = now = time.monotonic()
-        while self._short and now - begun < SPIN:
-            try:
-                return self._runs.recv(wire.PACKET, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                give_way()
-            now = time.monotonic()
-        data = self._runs.recv(wire.PACKET)
-        self._short = time.monotonic() - begun < SPIN
-        return data
 
     def _obey(self, command: wire.RunWork) -> None:
         begun = time.monotonic()
