@@ -7,7 +7,8 @@
                                    └─► Send(next) ──► outbox ──► stream
     Connect ──► start the runtime, connect ──► pool.connected   (a keeper)
 
-Who waits, and what wakes it: the dispatcher in ``select()``, a byte; a keeper in
+Who waits, and what wakes it: the dispatcher in ``select()``, a byte; who reads in its
+place, a moment's end (`Dispatcher.lead`); a keeper in
 the start of a runtime, its time limit, and between two tries, `_ending`; a
 follower in its queue, the end of its task, which the dispatcher gives it come
 what may; a submit where the queue is full, whatever makes room in it or ends the
