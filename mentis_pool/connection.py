@@ -51,6 +51,9 @@ class Connection(Protocol):
     rejoins: bool
     """Whether `rejoin` may help when it is lost."""
 
+    near: bool
+    """Whether an answer may come within microseconds."""
+
     def fileno(self) -> int:
         """For a selector: readable when `drain` has something to do."""
 
@@ -114,6 +117,7 @@ class LocalConnection(_Pool):
 
     lost_tasks: Literal["died", "unknown"] = "died"
     rejoins = False
+    near = True
 
     def rejoin(self, ending: threading.Event) -> None:
         """Where a stream within one machine is lost, so is its runtime."""
@@ -143,6 +147,7 @@ class RemoteConnection(_Pool):
 
     lost_tasks: Literal["died", "unknown"] = "unknown"
     rejoins = True
+    near = False
 
     def __init__(self, address: Address, token: str | None, stream: PoolStream) -> None:
         super().__init__(stream)

@@ -2,15 +2,27 @@
 
 It blocks in ``select()`` alone, which `wake` and the stream's next deadline
 interrupt, and what it calls there does not wait; so `stop` ends it soon, from any thread.
+
+Who waits for an answer may read for it, for a moment (`lead`): so the answer need not wake
+two threads. What else there is to be done waits for that moment; and if nothing came in
+it, the thread reads as before.
 """
 
 from __future__ import annotations
 
+import select
 import selectors
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
+
+from mentis_pool.spinning import give_way
+
+LEAD = 0.0005
+"""Seconds that one who waits reads by itself, at most."""
 
 
 class Readable(Protocol):
@@ -44,11 +56,17 @@ class Dispatcher(threading.Thread):
         self._ended = ended
         self._stopping = False
         self._stream: Readable | None = None
+        self._turn = threading.Lock()
+        """Of whoever does what is to be done: the thread, whenever it does not wait, or who leads."""
         self._selector = selectors.DefaultSelector()
         self._waker, self._wakee = socket.socketpair()
         self._waker.setblocking(False)
         self._wakee.setblocking(False)
         self._selector.register(self._wakee, selectors.EVENT_READ)
+        self._gate = select.epoll() if sys.platform == "linux" else None
+        """Between the selector and the stream, to be shut while another thread reads that."""
+        if self._gate is not None:
+            self._selector.register(self._gate, selectors.EVENT_READ)
 
     def wake(self) -> None:
         """Have ``woken`` called soon. Takes no lock, so a finalizer may call it."""
@@ -64,12 +82,15 @@ class Dispatcher(threading.Thread):
 
     def watch(self, stream: Readable) -> None:
         """Watch this stream from now on, and no other. For calls from the thread itself."""
-        self._selector.register(stream, selectors.EVENT_READ)
+        if self._gate is not None:
+            self._gate.register(stream, select.EPOLLIN)
+        else:
+            self._selector.register(stream, selectors.EVENT_READ)
         self._stream = stream
 
     def unwatch(self, stream: Readable) -> None:
         """Watch it no more; to be called before it is closed."""
-        self._selector.unregister(stream)
+        (self._gate or self._selector).unregister(stream)
         self._stream = None
 
     def run(self) -> None:
@@ -80,20 +101,66 @@ class Dispatcher(threading.Thread):
                 own, its = self._wait(), None if self._stream is None else self._stream.wait()
                 patience = min((each for each in (own, its) if each is not None), default=None)
                 ready = {key.fileobj for key, _ in self._selector.select(patience)}
-                if self._wakee in ready:
-                    self._wakee.recv(4096)
-                if self._wakee in ready or own is not None:
-                    self._woken()
-                # Not when it was woken for the stream's end.
-                if self._stream is not None and (not ready or self._stream in ready):
-                    self._readable()
+                with self._turn:
+                    self._act(ready, own is not None)
         except BaseException as exc:  # noqa: BLE001 - every live future is failed with it
             broken = exc
+        # For good: nobody leads any more.
+        self._turn.acquire()
         self._ended(broken)
         self.close()
+
+    def _act(self, ready: set[Any], due: bool) -> None:
+        if self._wakee in ready:
+            self._wakee.recv(4096)
+        if self._wakee in ready or due:
+            self._woken()
+        # Not when it was woken for the stream's end.
+        if self._stream is not None and (not ready or self._stream in ready or self._gate in ready):
+            self._readable()
+
+    def lead(self, read: Callable[[], None], done: Callable[[], bool]) -> None:
+        """Call ``read`` in the calling thread whenever the stream is readable, until ``done``.
+
+        For `LEAD` seconds at most; not at all while the thread itself, or another one that
+        waits, does something, nor where the platform has no epoll(7).
+        """
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            if self._stream is not None and self._gate is not None:
+                self._lead(self._stream, self._gate, read, done)
+        finally:
+            self._turn.release()
+
+    def _lead(
+        self,
+        stream: Readable,
+        gate: select.epoll,
+        read: Callable[[], None],
+        done: Callable[[], bool],
+    ) -> None:
+        # What comes is not to wake the thread.
+        gate.modify(stream, 0)
+        try:
+            poll = select.poll()
+            poll.register(stream, select.POLLIN)
+            until = time.monotonic() + LEAD
+            while not done() and time.monotonic() < until:
+                if poll.poll(0):
+                    read()
+                else:
+                    give_way()
+        finally:
+            gate.modify(stream, select.EPOLLIN)
+            if stream.wait() == 0:
+                # There is more to do than to read what comes.
+                self.wake()
 
     def close(self) -> None:
         """Give its descriptors back; for the thread itself, or where it could not be started."""
         self._selector.close()
+        if self._gate is not None:
+            self._gate.close()
         self._waker.close()
         self._wakee.close()

@@ -7,7 +7,8 @@
                                    └─► Send(next) ──► outbox ──► stream
     Connect ──► start the runtime, connect ──► pool.connected   (a keeper)
 
-Who waits, and what wakes it: the dispatcher in ``select()``, a byte; a keeper in
+Who waits, and what wakes it: the dispatcher in ``select()``, a byte; who reads in its
+place, a moment's end (`Dispatcher.lead`); a keeper in
 the start of a runtime, its time limit, and between two tries, `_ending`; a
 follower in its queue, the end of its task, which the dispatcher gives it come
 what may; a submit where the queue is full, whatever makes room in it or ends the
@@ -23,7 +24,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Literal, NamedTuple
@@ -140,8 +141,8 @@ class Engine:
         """Those that have a worker, for the log."""
         self._outbox: list[Command] = []
         self._wire = threading.Lock()
-        self._corked = False
-        """Whether the dispatcher keeps what it has to send until it has heard all events."""
+        self._corked: int | None = None
+        """The thread that hears events, and keeps what it has to send until it has heard all."""
         self._followers: dict[Task, Follower] = {}
         self._asked: dict[int, Future[Measured]] = {}
         """Questions for what the sandboxes use, until they are answered."""
@@ -216,7 +217,7 @@ class Engine:
     def _wait_for_room(self) -> None:
         most = self._max_queue
         # A callback that waited here would wait for itself.
-        if most is None or self._is_own(threading.current_thread()):
+        if most is None or self._is_own():
             return
 
         def is_room() -> bool:
@@ -242,8 +243,14 @@ class Engine:
         if output:
             self._outputs.start()
 
-    def _is_own(self, thread: threading.Thread) -> bool:
-        return thread is self._dispatcher or thread in self._outputs
+    def _is_own(self) -> bool:
+        """Whether this is a thread of the engine's, or does its work for the moment."""
+        thread = threading.current_thread()
+        return self._hears() or thread is self._dispatcher or thread in self._outputs
+
+    def _hears(self) -> bool:
+        """Whether this is the thread that hears events just now."""
+        return self._corked == threading.get_ident()
 
     def shutdown(self, cancel: bool) -> None:
         """Take no more tasks, finish those that were taken (or cancel those that wait), stop."""
@@ -261,6 +268,36 @@ class Engine:
         """A future was cancelled."""
         if os.getpid() == self._pid:
             self._decide_for_caller(self._pool.cancelled, task)
+
+    def lead(self, task: Task) -> None:
+        """Who waits for a task reads what comes, for a moment, where nothing else is to come.
+
+        Wherever this stops, the dispatcher goes on; the end of the stream is for it alone.
+        """
+        dispatcher, connection = self._dispatcher, self._connection
+        if dispatcher is None or connection is None or os.getpid() != self._pid:
+            return
+        if connection.near and self._may_lead(task):
+            dispatcher.lead(self._drain_for_caller, lambda: not self._may_lead(task))
+
+    def _may_lead(self, task: Task) -> bool:
+        # Callbacks are for the dispatcher: nobody knows how long they take.
+        future = task.future
+        return future is not None and self._pool.is_alone(task) and not future._done_callbacks
+
+    def _drain_for_caller(self) -> None:
+        """As `_drain`, in a thread of the user's; see `_decide_for_caller`."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            self._hear_all(connection.drain())
+        except StreamLost:
+            pass  # the dispatcher finds it as well, and decides what it means
+        except BaseException as exc:
+            self._break(exc)
+            if not isinstance(exc, Exception):
+                raise
 
     def interrupt(self, task: Task) -> bool:
         """Interrupt a task; whether it runs."""
@@ -349,7 +386,7 @@ class Engine:
         dispatcher = self._dispatcher
         if dispatcher is None or os.getpid() != self._pid:
             return
-        if not self._is_own(threading.current_thread()):
+        if not self._is_own():
             dispatcher.join()
 
     def stats(self, timeout: float) -> dict[str, SandboxUsage]:
@@ -362,7 +399,7 @@ class Engine:
             RuntimeError: in a callback: the answer comes in the thread that it keeps.
         """
         self._check_process()
-        if threading.current_thread() is self._dispatcher:
+        if self._hears() or threading.current_thread() is self._dispatcher:
             raise RuntimeError("stats() cannot be called in a callback of a future")
         with self._lock:
             connection, generation = self._connection, self._generation
@@ -546,7 +583,7 @@ class Engine:
 
     def _flush(self) -> None:
         """Send, or leave it to the thread that is sending: it looks again before it stops."""
-        if self._corked and threading.current_thread() is self._dispatcher:
+        if self._hears():
             return
         while self._outbox and self._wire.acquire(blocking=False):
             try:
@@ -577,9 +614,12 @@ class Engine:
             else:
                 self._lost(connection, str(exc))
             return
+        self._hear_all(events)
+
+    def _hear_all(self, events: Sequence[Event]) -> None:
         now = time.monotonic()
         # What these events have sent goes together.
-        self._corked = True
+        self._corked = threading.get_ident()
         try:
             for action, group in itertools.groupby(events, _action_of):
                 said: list[Observation] = []
@@ -592,7 +632,7 @@ class Engine:
                     # What is said of one action at once is one decision.
                     self._hear_said(action, said, now)
         finally:
-            self._corked = False
+            self._corked = None
             self._flush()
 
     def _hear(self, event: Event) -> None:

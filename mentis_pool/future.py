@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mentis_pool.task import Task
 
 T = TypeVar("T")
+_LEAST = 0.05
+"""Seconds; who waits no longer does nothing but wait."""
 
 
 class Control(Protocol):
@@ -21,6 +23,9 @@ class Control(Protocol):
 
     def cancelled(self, task: Task) -> None:
         """Its future was cancelled."""
+
+    def lead(self, task: Task) -> None:
+        """Somebody waits for it, and may as well read what comes, for a moment."""
 
     def interrupt(self, task: Task) -> bool: ...
     def kill(self, task: Task) -> bool: ...
@@ -44,6 +49,13 @@ class TaskFuture(Future[T]):
         self._task: Task | None = task
         self._control = control
         self._listeners = 0
+
+    def result(self, timeout: float | None = None) -> T:
+        """As of any future."""
+        task = self._task
+        if task is not None and (timeout is None or timeout > _LEAST):
+            self._control.lead(task)
+        return super().result(timeout)
 
     # ── what it says ────────────────────────────────────────────────────────
 

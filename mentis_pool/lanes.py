@@ -187,6 +187,11 @@ class Lanes(Generic[R]):
         """The sandbox that has this action."""
         return self._at.get(action)
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no sandbox has anything to do."""
+        return not self._given
+
     def ended(self, action: int, prompt: bool = False) -> list[Order]:
         """All was said of an action; ``prompt``: its sandbox takes others ahead."""
         sandbox = self._at.get(action)

@@ -382,6 +382,10 @@ class Pool:
         task = self._at_runtime.get(action)
         return None if task is None or task.ended else task
 
+    def is_alone(self, task: Task) -> bool:
+        """Whether the runtime has this task, and nothing else."""
+        return len(self._at_runtime) == 1 and task.action in self._at_runtime
+
     def running_in(self, lane: int) -> Task | None:
         """The task of a session that runs."""
         for task in self._at_runtime.values():

@@ -99,6 +99,21 @@ class _Wire:
         self._buffer = self._buffer[size:]
         return data
 
+    def whole(self) -> bytes | None:
+        """What is in the next frame, if it is a binary one of no great length that is there as a whole."""
+        if not self._buffer:
+            self._buffer = memoryview(self._fill())
+        buffer = self._buffer
+        if len(buffer) < 4 or buffer[0] != _WHOLE:
+            return None
+        begin, size = 2, buffer[1]
+        if size == 126:
+            begin, size = 4, buffer[2] << 8 | buffer[3]
+        if (begin == 2 and size > 126) or begin + size > len(buffer):
+            return None
+        self._buffer = buffer[begin + size :]
+        return bytes(buffer[begin : begin + size])
+
     def _fill(self) -> bytes:
         while True:
             try:
@@ -157,14 +172,31 @@ class _Wire:
 _ERRORS = (websocket.WebSocketException, OSError)
 
 
+_WHOLE = 0x82
+"""How a binary frame begins that is a message by itself (RFC 6455, section 5.2)."""
 _DATA = (ABNF.OPCODE_CONT, ABNF.OPCODE_TEXT, ABNF.OPCODE_BINARY)
 
 
 class _Frames(websocket.frame_buffer):
-    """websocket-client's own, which takes messages of any length; here only up to `LONGEST`."""
+    """websocket-client's own, but for two things.
+
+    It takes messages of any length; here only up to `LONGEST`. And it reads each frame in
+    pieces; here one that is there as a whole is taken at once.
+    """
+
+    wire: _Wire | None = None
+    """Where frames come from, once the handshake is over."""
 
     _so_far = 0
     """Bytes of the message in the frames before this one."""
+
+    def recv_frame(self) -> ABNF:
+        """The next frame."""
+        if self.wire is not None and self.header is None and not self.recv_buffer:
+            data = self.wire.whole()
+            if data is not None:
+                return ABNF(1, 0, 0, 0, _BINARY, 0, data)
+        return super().recv_frame()
 
     def recv_length(self) -> None:
         """Read how long the frame is, which is done once for each."""
@@ -227,6 +259,7 @@ class Link:
         self._wire = wire
         self.headers: dict[str, str] = websocket.getheaders() or {}
         """Of the answer in the handshake, their names in small letters."""
+        websocket.frame_buffer.wire = wire
         self._frame = _PlainFrame if plain else ABNF
 
     def fileno(self) -> int:

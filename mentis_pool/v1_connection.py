@@ -73,6 +73,7 @@ class V1Connection:
 
     lost_tasks: Literal["died", "unknown"] = "unknown"
     rejoins = False
+    near = False
 
     def __init__(self, client: Client, threads: Threads) -> None:
         self._client = client

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
+import time
+
+import pytest
 
 from mentis_pool.dispatcher import Dispatcher
 
@@ -86,5 +90,110 @@ def test_what_it_watches_is_read_when_its_time_has_come():
     assert scene.read.wait(5)
     scene.dispatcher.stop()
     scene.dispatcher.join(5)
+    scene.ours.close()
+    scene.theirs.close()
+
+
+@pytest.fixture
+def watching():
+    """A dispatcher that watches a stream, and nothing is to be read."""
+    scene = Scene()
+    scene.dispatcher.start()
+    scene.dispatcher.wake()
+    assert scene.woken.wait(5)
+    yield scene
+    scene.dispatcher.stop()
+    scene.dispatcher.join(5)
+    scene.ours.close()
+    scene.theirs.close()
+
+
+def led(scene):
+    """Send something while another thread may lead, until it was read; the threads that read it."""
+    readers, sent = [], []
+
+    def read():
+        scene.ours.recv(100)
+        readers.append(threading.current_thread())
+
+    def done():
+        # Only now that the thread does not read it.
+        if not sent:
+            sent.append(scene.theirs.send(b"x"))
+        return bool(readers)
+
+    scene.dispatcher._readable = read
+    until = time.monotonic() + 10
+    while not readers and time.monotonic() < until:
+        scene.dispatcher.lead(read, done)
+    return readers
+
+
+needs_epoll = pytest.mark.skipif(sys.platform != "linux", reason="others have no epoll(7)")
+
+
+@needs_epoll
+def test_who_leads_reads_and_the_thread_sleeps(watching):
+    assert led(watching) == [threading.current_thread()]
+
+
+@needs_epoll
+def test_who_has_led_leaves_the_rest_to_the_thread(watching):
+    watching.dispatcher.lead(watching._readable, lambda: False)
+    assert not watching.read.is_set()
+    watching.theirs.send(b"x")
+    assert watching.read.wait(5)
+
+
+@needs_epoll
+def test_what_who_leads_does_not_read_is_read_by_the_thread(watching):
+    def nothing():
+        raise ZeroDivisionError
+
+    watching.theirs.send(b"x")
+    assert watching.read.wait(5)
+    watching.read.clear()
+
+    def done():
+        watching.theirs.send(b"x")
+        return False
+
+    with pytest.raises(ZeroDivisionError):
+        watching.dispatcher.lead(nothing, done)
+    assert watching.read.wait(5)
+
+
+@needs_epoll
+def test_what_is_left_to_be_done_without_anything_to_read_wakes_the_thread(watching):
+    watching.woken.clear()
+    watching.dispatcher._woken = watching.woken.set
+    watching.dispatcher._readable = lambda: setattr(watching, "patience", None)
+    watching.patience = 0.0
+    watching.dispatcher.lead(watching._readable, lambda: True)
+    assert watching.woken.wait(5)
+
+
+@needs_epoll
+def test_nobody_leads_while_the_thread_does_something(watching):
+    busy, go_on = threading.Event(), threading.Event()
+    watching.dispatcher._readable = lambda: (watching.ours.recv(9), busy.set(), go_on.wait(5))
+    watching.theirs.send(b"x")
+    assert busy.wait(5)
+    asked = []
+    watching.dispatcher.lead(lambda: None, lambda: asked.append(1) or True)
+    go_on.set()
+    assert asked == []
+
+
+def test_nobody_leads_after_the_end():
+    scene = Scene()
+    scene.dispatcher.start()
+    scene.dispatcher.wake()
+    assert scene.woken.wait(5)
+    scene.dispatcher.stop()
+    scene.dispatcher.join(5)
+    asked = []
+    scene.dispatcher.lead(lambda: None, lambda: asked.append(1) or True)
+    assert asked == []
     scene.ours.close()
     scene.theirs.close()

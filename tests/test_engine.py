@@ -152,6 +152,105 @@ def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(
     executor.shutdown()
 
 
+needs_epoll = pytest.mark.skipif(sys.platform != "linux", reason="others have no epoll(7)")
+
+
+def readers(executor, monkeypatch, call):
+    """The threads that read what the runtime says while this is called."""
+    seen = set()
+    drain = PoolStream.drain
+
+    def noted(stream):
+        events = drain(stream)
+        if events:
+            seen.add(threading.current_thread())
+        return events
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PoolStream, "drain", noted)
+        call()
+    return seen
+
+
+@needs_epoll
+def test_who_waits_for_a_short_call_reads_its_answer(executor, monkeypatch, eventually):
+    def one():
+        assert executor.submit(abs, -1).result(20) == 1
+
+    one()
+    me = threading.current_thread()
+    # One that takes longer, as on a busy machine, is read by the dispatcher.
+    eventually(lambda: me in readers(executor, monkeypatch, one))
+
+
+def test_who_waits_reads_nothing_while_there_are_callbacks_or_others_wait(executor, monkeypatch):
+    executor.submit(abs, -1).result(20)
+
+    def with_callback():
+        threads = []
+        future = executor.submit(abs, -1)
+        future.add_done_callback(lambda _: threads.append(threading.current_thread()))
+        assert future.result(20) == 1
+        return threads
+
+    def one_of_two():
+        other = executor.submit("import time; time.sleep(0.2)")
+        started(other)
+        for _ in range(20):
+            assert executor.submit(abs, -1).result(20) == 1
+        other.result(20)
+
+    me = threading.current_thread()
+    for _ in range(20):
+        assert me not in readers(executor, monkeypatch, with_callback)
+    assert me not in readers(executor, monkeypatch, one_of_two)
+
+
+@needs_epoll
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_what_stops_one_who_reads_in_the_middle_breaks_the_pool_and_hangs_nobody(
+    own_temp, monkeypatch, error
+):
+    executor = SandboxExecutor(max_workers=1)
+    executor.submit(abs, -1).result()
+    me = threading.current_thread()
+    said = Pool.said
+
+    def faulty(*arguments):
+        if threading.current_thread() is me:
+            raise error
+        return said(*arguments)
+
+    monkeypatch.setattr(Pool, "said", faulty)
+    futures = []
+    with pytest.raises((BrokenSandboxPool, KeyboardInterrupt)):
+        # It takes one that is done soon.
+        for _ in range(10_000):
+            futures.append(executor.submit(abs, -1))
+            futures[-1].result(20)
+    for future in futures[:-1]:
+        assert future.result(0) == 1
+    assert isinstance(futures[-1].exception(20), BrokenSandboxPool)
+    executor.shutdown()
+
+
+@needs_epoll
+def test_a_runtime_that_dies_while_one_reads_is_found_by_the_dispatcher(executor, monkeypatch):
+    executor.submit(abs, -1).result(20)
+    dispatcher = executor._engine._dispatcher
+    # As long as it takes to be found by whoever reads.
+    monkeypatch.setattr("mentis_pool.dispatcher.LEAD", 1.0)
+    running = executor.submit("import time; time.sleep(60)")
+    started(running)
+    killer = threading.Timer(0.2, runtime_of(executor).kill)
+    killer.start()
+    with pytest.raises(SandboxDied):
+        running.result(20)
+    killer.join()
+    assert dispatcher.is_alive()
+    assert executor.submit("6").result(20).value == 6
+
+
 def test_a_forgotten_executor_finishes_and_is_collected(own_temp, processes, eventually):
     before = set(threading.enumerate())
     executor = SandboxExecutor(max_workers=1)

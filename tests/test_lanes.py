@@ -57,6 +57,16 @@ def test_an_action_has_a_sandbox_made_and_is_given_to_it():
     assert one.sandbox_of(5) is None
 
 
+def test_it_is_quiet_when_no_sandbox_has_anything_to_do():
+    one = lanes()
+    assert one.quiet
+    add(one, A, 1, 2)
+    one.ended(1)
+    assert not one.quiet
+    one.ended(2)
+    assert one.quiet
+
+
 def test_an_idle_sandbox_is_taken_before_another_is_made():
     one = lanes()
     worked(one, A, 1)

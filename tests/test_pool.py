@@ -121,6 +121,19 @@ def sends(orders):
     return [order.task for order in orders if type(order) is Send]
 
 
+def test_a_task_is_alone_when_the_runtime_has_nothing_else():
+    pool, (first, second) = connected(2), tasks(2)
+    running(pool, first)
+    assert pool.is_alone(first)
+    assert not pool.is_alone(second)
+    running(pool, second)
+    assert not pool.is_alone(first)
+    end(pool, first)
+    assert pool.is_alone(second)
+    end(pool, second)
+    assert not pool.is_alone(second)
+
+
 # ── the way of a task ───────────────────────────────────────────────────────
 
 

@@ -67,6 +67,18 @@ def test_a_frame_may_come_in_any_pieces_and_draining_never_waits(fake, stream):
     assert got == events + events
 
 
+def test_frames_of_every_form_are_read_whole_and_cut(fake, stream):
+    # Their length is in the first two bytes, or in two or eight more.
+    for size in (*range(105, 125), 65_520, 65_530, 65_540):
+        event = Said(1, Stream("stdout", b"x" * size))
+        for cut in (0, 1, 2, 3, 4, -1):
+            raw = fake.frame(event)
+            fake.sock.sendall(raw[:cut])
+            assert stream.drain() == []
+            fake.sock.sendall(raw[cut:])
+            assert drained(stream, 1) == [event]
+
+
 def test_many_small_frames_are_drained_at_once(fake, stream):
     fake.sock.sendall(b"".join(fake.frame(Said(i, Start(0.0))) for i in range(100)))
     assert [event.action for event in drained(stream, 100)] == list(range(100))

@@ -112,6 +112,7 @@ def run(
     import resource
 
     from mentis_pool.runtime.supervisor import Supervisor
+    from mentis_pool.spinning import Selector
 
     sweep(os.path.dirname(directory))
     # Each sandbox takes a handful of descriptors here; the sandboxes keep their own limit.
@@ -137,7 +138,11 @@ def run(
         finally:
             supervisor.close()
 
-    asyncio.run(serve())
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(Selector())) as runner:
+            runner.run(serve())
+    else:
+        asyncio.run(serve())
     if why:
         print(why, file=sys.stderr, flush=True)
     return why

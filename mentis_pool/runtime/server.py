@@ -78,6 +78,8 @@ _LOST = (1005, 1006)
 """Codes of connections that ended without a word (RFC 6455, section 7.4.1)."""
 _LATER = 0.001
 """Seconds within which is sent what may wait for more."""
+_CONFIRM = 0.05
+"""Seconds within which what came is confirmed, where nothing is sent that does it anyway."""
 _LINK = "mentis_pool.link"
 """Where in an ASGI scope the connection is found."""
 
@@ -122,6 +124,8 @@ class Session:
         """Whether it is to be called in a moment."""
         self._owed = 0
         """Bytes of frames that came and were not confirmed."""
+        self._to_confirm = False
+        """Whether `_confirm` is to be called in a while."""
         self._held_up = False
         """Whether a sandbox was told that there is no room for what it says."""
 
@@ -149,6 +153,9 @@ class Session:
     def done(self, action: int, prompt: bool) -> None:
         """All was said of an action."""
         self._carry_out(self._lanes.ended(action, prompt))
+        if self._lanes.quiet:
+            # Nothing else is said in this round.
+            self.send()
 
     def returned(self, sandbox: Sandbox, actions: list[int]) -> None:
         """A sandbox does not begin these."""
@@ -194,10 +201,10 @@ class Session:
         self._owed += len(frame)
         if self._owed > OWED:
             self._confirm()
-        elif messages and not self._to_send_late:
+        elif messages and not self._to_confirm:
             # Whatever is said until then confirms it as well.
-            self._to_send_late = True
-            self._loop.call_later(_LATER, self._send_late)
+            self._to_confirm = True
+            self._loop.call_later(_CONFIRM, self._confirm_late)
         self._resume()
 
     def attach(self, link: Link, seen: int) -> None:
@@ -308,6 +315,9 @@ class Session:
     def _send_late(self) -> None:
         self._to_send_late = False
         self.send()
+
+    def _confirm_late(self) -> None:
+        self._to_confirm = False
         if self._owed:
             self._confirm()
 

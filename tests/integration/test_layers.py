@@ -46,6 +46,7 @@ PURE = [
 ]
 LAYERS = [
     *([name] for name in PURE),
+    ["spinning"],
     ["events", "stream", "upload"],
     ["client", "threads"],
     ["v1_connection"],
@@ -80,6 +81,7 @@ FOR_RUNTIME = {
     "payload",
     "pool_stream",
     "returned",
+    "spinning",
     "standard_types",
     "text",
     "values",
