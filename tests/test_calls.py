@@ -1099,7 +1099,7 @@ import gc, os
 from mentis_pool.runtime import wire
 from mentis_pool.runtime.worker import Worker
 from mentis_pool.observations import End, Result
-worker, = [each for each in gc.get_objects() if isinstance(each, Worker)]
+worker = [each for each in (lambda w: w(w, __import__('sys')._getframe()))(lambda w, f: [] if f is None else [f.f_locals.get('self'), *w(w, f.f_back)]) if isinstance(each, Worker)][0]
 worker._sock.sendall(wire.pack(wire.Done(number, Result(pickled=forged), End(0.0))))
 os._exit(0)
 """

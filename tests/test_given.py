@@ -330,7 +330,7 @@ SENT_BY_THE_CELL = """
 import gc
 from mentis_pool.observations import File
 from mentis_pool.runtime.worker import Worker
-for worker in gc.get_objects():
+for worker in (lambda w: w(w, __import__('sys')._getframe()))(lambda w, f: [] if f is None else [f.f_locals.get('self'), *w(w, f.f_back)]):
     if isinstance(worker, Worker):
         worker._say(File('a', b'', True))
 """
