@@ -511,9 +511,9 @@ REPLACED = _group(
             _SPOILT,
         ),
         "the worker's own attributes": (
-            "import gc\n"
-            "for each in gc.get_objects() + (lambda w: w(w, __import__('sys')._getframe()))(lambda w, f: [] if f is None else [f.f_locals.get('self'), *w(w, f.f_back)]):\n"
-            "    if type(each).__name__ == 'Worker': vars(each).clear()",
+            "import sys\nframe = sys._getframe()\n"
+            "while frame.f_code.co_name != '_obey': frame = frame.f_back\n"
+            "vars(frame.f_locals['self']).clear()",
             _SPOILT,
         ),
         "what the callers' frames have": (

@@ -327,12 +327,12 @@ def test_what_a_hostile_sandbox_sends_is_not_taken(executor, said, reason):
 
 
 SENT_BY_THE_CELL = """
-import gc
+import sys
 from mentis_pool.observations import File
-from mentis_pool.runtime.worker import Worker
-for worker in (lambda w: w(w, __import__('sys')._getframe()))(lambda w, f: [] if f is None else [f.f_locals.get('self'), *w(w, f.f_back)]):
-    if isinstance(worker, Worker):
-        worker._say(File('a', b'', True))
+frame = sys._getframe()
+while frame.f_code.co_name != '_obey':
+    frame = frame.f_back
+frame.f_locals['self']._say(File('a', b'', True))
 """
 
 
