@@ -69,6 +69,11 @@ class _Hook(DisplayHook):  # type: ignore[misc]
     shown: Result | None = None
     result_of: Callable[[Any], Result]
 
+    def quiet(self) -> bool:
+        """As IPython's, which looks at each token."""
+        parsed = self.shell.history_manager.input_hist_parsed
+        return bool(parsed) and ";" in parsed[-1] and super().quiet()
+
     def __call__(self, result: Any = None) -> None:
         if result is None:
             return
@@ -116,12 +121,13 @@ class _Profile(ProfileDir):  # type: ignore[misc]
 
 
 class _Python(NamedTuple):
-    """A cell of plain Python: what runs first, and the statements after it, one by one."""
+    """A cell of plain Python: what runs first, the statements after it, one by one, and a value."""
 
     source: str
     name: str
     head: types.CodeType | None
     body: list[ast.stmt]
+    value: types.CodeType | None = None
 
 
 def _last_line_at_margin(source: str) -> int:
@@ -150,6 +156,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
     display_pub_class = Type(_Publisher)
     show: Show
     _own_callbacks: dict[str, int]
+    _plain_printers: dict[type, Any]
+    """What IPython prints plain values by, unless a cell says otherwise."""
     _depth = 0
     """How many pieces of code run: 1 for the cell's, more where that runs cells itself."""
 
@@ -233,6 +241,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
                 else:
                     code = self.compile(ast.Module([node], []), python.name, "exec")
                 exec(code, self.user_ns)
+            if python.value is not None:
+                sys.displayhook(eval(python.value, self.user_ns))
             ran.result = self.displayhook.value
         except BaseException as exc:  # noqa: BLE001 - whatever the cell raises is its outcome
             ran.error_in_exec = exc
@@ -243,6 +253,24 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
             self.execution_count += not counts_first
         error: BaseException | None = ran.error_in_exec
         return error
+
+    def plain_text(self, value: Any) -> Any:
+        """The text of what needs no layout, by its own repr where IPython would take that as well."""
+        formatter = self.display_formatter.formatters["text/plain"]
+        kind = type(value)
+        printer = formatter.singleton_printers.get(id(value))
+        if printer is None:
+            printer = formatter.type_printers.get(kind)
+        if (
+            printer is self._plain_printers[kind]
+            and formatter.pprint
+            and (kind is not float or formatter.float_format == "%r")
+        ):
+            try:
+                return repr(value)
+            except ValueError:
+                pass  # an int of too many digits
+        return formatter(value)
 
     def _trigger(self, event: str, *args: Any) -> None:
         # What IPython itself registers has nothing to do for a new namespace.
@@ -282,14 +310,19 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         head, tail = source[:at], source[at:]
         if not at or ";" in tail or "__future__" in source:
             return None
+        flags = self.compile.flags & PyCF_MASK
+        # Below as many lines as there are above it.
+        tail = "\n" * head.count("\n") + tail
         try:
-            # Below as many lines as there are above it.
-            body = ast.parse("\n" * head.count("\n") + tail, name).body
-            flags = self.compile.flags & PyCF_MASK
             code = compile(head, name, "exec", flags, dont_inherit=True)
+            try:
+                # Most often it is an expression, whose tree need not be made.
+                value = compile(tail, name, "eval", flags, dont_inherit=True)
+            except SyntaxError:
+                return _Python(source, name, code, ast.parse(tail, name).body)
         except SyntaxError:
             return None
-        return _Python(source, name, code, body)
+        return _Python(source, name, code, [], value)
 
     def _may_be_python(self, cell: str) -> bool:
         """Not one line whose first word is a magic's: ``ls -l`` is also a subtraction."""
@@ -343,6 +376,9 @@ def build_shell() -> CellShell:
     shell.builtin_trap.__enter__()
     shell.display_trap.__enter__()
     shell._own_callbacks = {name: len(calls) for name, calls in shell.events.callbacks.items()}
+    printers = shell.display_formatter.formatters["text/plain"].type_printers
+    # True and False have theirs by themselves, which is the same.
+    shell._plain_printers = {kind: printers.get(kind, printers[int]) for kind in _PLAIN}
     # A cell that asks for help or an exit has no pager and no prompt to go to.
     shell.set_hook("show_in_pager", lambda _self, text, *a, **k: print(_plain_text(text)), 99)
     return shell
@@ -426,7 +462,7 @@ class CellRun:
     def _forms(self, value: Any) -> tuple[str, Bundle | None]:
         """The value's text, and its bundle when that has more than text."""
         if type(value) in _PLAIN:
-            data = {"text/plain": self._shell.display_formatter.formatters["text/plain"](value)}
+            data = {"text/plain": self._shell.plain_text(value)}
         else:
             data, _ = self._shell.display_formatter.format(value)
         # Not even an int has one always: Python writes no more than 4300 digits.

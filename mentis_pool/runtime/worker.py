@@ -9,6 +9,7 @@ supervisor trusts nothing that it says.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pickle
 import resource
@@ -33,6 +34,9 @@ from mentis_pool.runtime import calls, isolation, posix, wire
 from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
 from mentis_pool.runtime.task_files import Environment, Fetching, NotPut, Putting
 from mentis_pool.text import to_text
+
+_EXACT = 256
+"""Kilobytes to which a peak is exact: the kernel itself counts in batches of pages."""
 
 
 def maxrss_bytes(ru_maxrss: int) -> int:
@@ -65,6 +69,10 @@ class Worker:
         """Held for as long as a message is sent: a cell's threads say things as well."""
         self._used = False
         self._has_stdin = False
+        self._peak = 0
+        """The largest resident set in the last run, in the units of getrusage(2)."""
+        self._low = 0
+        """What that may have been without being counted anew."""
         self._shell = CellShell.instance()
         self._names: dict[str, Any] = {}
         """What an initializer cell leaves for every cell."""
@@ -74,6 +82,7 @@ class Worker:
             limit=1 << 32,
         )
         self._heard: deque[wire.ToWorker] = deque()
+        self._stdout, self._stderr = _writer(1), _writer(2)
         self._renew()
         self._stdin(None)
 
@@ -171,6 +180,7 @@ class Worker:
             except Exception as exc:  # noqa: BLE001 - what a cell leaves behind
                 said = self._raised(command.work, exc)
         own = resource.getrusage(resource.RUSAGE_SELF)
+        self._peak = own.ru_maxrss
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         unread = self._unread()
         self._say(wire.Done(command.number, said, used, unread))
@@ -209,7 +219,7 @@ class Worker:
                 self._connect()
                 self._renew()
             # Not before: what the last cell held is only now given back.
-            _reset_peak()
+            self._reset_peak()
         if self._used or command.stdin is not None:
             self._stdin(command.stdin)
         self._has_stdin = command.stdin is not None
@@ -250,6 +260,17 @@ class Worker:
             if not self._missed:
                 return
 
+    def _reset_peak(self) -> None:
+        """Start counting the largest resident set anew, where that has grown (proc(5), clear_refs)."""
+        if self._peak <= self._low:
+            return
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        except OSError:
+            return
+        self._low = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _EXACT
+
     def _connect(self) -> None:
         """What a cell may have changed of the process as it is for a new one."""
         signal.signal(signal.SIGINT, self._interrupt)
@@ -258,7 +279,8 @@ class Worker:
 
     def _renew(self) -> None:
         """What a cell may have changed of the interpreter as it is for a new one."""
-        self._stdout, self._stderr = _writer(1), _writer(2)
+        if not (_is_as_made(self._stdout, 1) and _is_as_made(self._stderr, 2)):
+            self._stdout, self._stderr = _writer(1), _writer(2)
         vars(sys).update(stdout=self._stdout, __stdout__=self._stdout)
         vars(sys).update(stderr=self._stderr, __stderr__=self._stderr)
         sys.argv = [""]
@@ -436,9 +458,36 @@ def moved_away(fd: int) -> int:
 
 
 def _writer(fd: int) -> TextIO:
-    return open(
-        fd, "w", encoding="utf-8", errors="surrogatepass", buffering=1, newline="\n", closefd=False
-    )
+    raw = io.FileIO(fd, "w", closefd=False)
+    stream: Any = io.TextIOWrapper(io.BufferedWriter(raw), **_AS_WRITTEN)
+    stream.mode = "w"
+    made: TextIO = stream
+    return made
+
+
+_AS_WRITTEN: Any = {
+    "encoding": "utf-8",
+    "errors": "surrogatepass",
+    "newline": "\n",
+    "line_buffering": True,
+}
+"""How text is written: as Python does to a terminal, but for what no encoding has."""
+
+
+def _is_as_made(stream: TextIO, fd: int) -> bool:
+    """Whether what `_writer` gave is as it was made, once this has set what can be set again."""
+    try:
+        buffer: Any = stream.buffer
+        raw = buffer.raw
+        kinds = type(stream), type(buffer), type(raw)
+        if kinds != (io.TextIOWrapper, io.BufferedWriter, io.FileIO) or raw.fileno() != fd:
+            return False
+        if vars(stream) != {"mode": "w"} or vars(buffer) or vars(raw) != {"name": fd}:
+            return False
+        stream.reconfigure(**_AS_WRITTEN, write_through=False)  # type: ignore[attr-defined]
+    except (OSError, ValueError):  # closed, or taken apart, or made of what was no pipe
+        return False
+    return True
 
 
 def _cpu_seconds(own: resource.struct_rusage) -> float:
@@ -453,12 +502,3 @@ def _data_size() -> int:
             return int(file.read().split()[5]) * resource.getpagesize()
     except OSError:
         return 0
-
-
-def _reset_peak() -> None:
-    """Start counting the largest resident set anew (proc(5), clear_refs)."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
