@@ -187,7 +187,7 @@ class Worker:
         self._idle = True
         if self._missed:
             self._be_idle()
-        if unread and not self._sock.recv(1):
+        if unread and isinstance(command.work, PickledCall) and not self._sock.recv(1):
             os._exit(0)
 
     def _unread(self) -> bool:
@@ -472,19 +472,23 @@ _AS_WRITTEN: Any = {
     "line_buffering": True,
 }
 """How text is written: as Python does to a terminal, but for what no encoding has."""
+_CHUNK = io.TextIOWrapper(io.BytesIO())._CHUNK_SIZE  # type: ignore[attr-defined]
+"""Bytes of text that such a stream gathers."""
 
 
 def _is_as_made(stream: TextIO, fd: int) -> bool:
     """Whether what `_writer` gave is as it was made, once this has set what can be set again."""
+    made: Any = stream
     try:
-        buffer: Any = stream.buffer
+        buffer = made.buffer
         raw = buffer.raw
         kinds = type(stream), type(buffer), type(raw)
         if kinds != (io.TextIOWrapper, io.BufferedWriter, io.FileIO) or raw.fileno() != fd:
             return False
-        if vars(stream) != {"mode": "w"} or vars(buffer) or vars(raw) != {"name": fd}:
+        own = vars(stream), vars(buffer), vars(raw), made._CHUNK_SIZE
+        if own != ({"mode": "w"}, {}, {"name": fd}, _CHUNK):
             return False
-        stream.reconfigure(**_AS_WRITTEN, write_through=False)  # type: ignore[attr-defined]
+        made.reconfigure(**_AS_WRITTEN, write_through=False)
     except (OSError, ValueError):  # closed, or taken apart, or made of what was no pipe
         return False
     return True

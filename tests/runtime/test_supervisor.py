@@ -426,3 +426,43 @@ def test_a_stopped_first_process_is_killed_with_all_that_it_has(monkeypatch, own
         first, worker = map(int, future.exception().result.stdout.split())
         eventually(lambda: not psutil.pid_exists(first) and not psutil.pid_exists(worker))
         assert executor.submit("1").result(20).value == 1
+
+
+# ── brief cells, whose output is taken at their end ─────────────────────────
+
+
+@pytest.mark.parametrize("state", ["fresh", "reuse"])
+def test_after_brief_cells_what_a_long_one_prints_is_heard_at_once(state):
+    with SandboxExecutor(max_workers=1, state=state, timeout=60) as executor:
+        assert [r.stdout for r in executor.map([f"print({n})" for n in range(50)])] == [
+            f"{n}\n" for n in range(50)
+        ]
+        future = executor.submit("print('now')\nimport time; time.sleep(50)")
+        assert next(o for o in future.observations() if isinstance(o, Stream)).data == b"now\n"
+        assert future.kill()
+
+
+@pytest.mark.parametrize("state", ["fresh", "reuse"])
+def test_a_brief_cell_may_print_more_than_a_pipe_holds(state):
+    with SandboxExecutor(max_workers=1, state=state, timeout=60) as executor:
+        for _ in executor.map(["1"] * 50):
+            pass
+        size = 3_000_001
+        cells = [f"import os\nprint('{n}' * {size}, end='')" for n in range(3)]
+        assert [r.stdout for r in executor.map(cells)] == [f"{n}" * size for n in range(3)]
+
+
+def test_what_is_written_between_cells_is_of_none():
+    with SandboxExecutor(max_workers=1, state="reuse", timeout=60) as executor:
+        for _ in executor.map(["1"] * 50):
+            pass
+        executor.submit(
+            "import os, threading, time\ndef later():\n    while not stop:\n"
+            "        os.write(1, b'x' * 10_000); time.sleep(0.001)\n"
+            "stop = []\nthreading.Thread(target=later, daemon=True).start()\n"
+            "import builtins; builtins.stop = stop"
+        ).result()
+        # More than a pipe holds: it is read, though nothing runs.
+        time.sleep(0.5)
+        assert executor.submit("stop.append(1)\nimport time; time.sleep(0.05)").result().ok
+        assert executor.submit("print(5)").result().stdout == "5\n"

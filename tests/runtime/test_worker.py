@@ -210,3 +210,41 @@ def test_what_threads_display_at_once_arrives_whole():
         displays = future.result(30).displays
     shown = {display["text/html"] for display in displays}
     assert shown == {letter * 5_000_000 for letter in "abcd"}
+
+
+TOUCHED = {
+    "another way to end lines": "sys.stdout.reconfigure(newline='\\r\\n')",
+    "another encoding": "sys.stdout.reconfigure(encoding='utf-16', errors='ignore')",
+    "nothing flushed": "sys.stdout.reconfigure(line_buffering=False, write_through=True)",
+    "a method in the place of its own": "sys.stdout.write = lambda text: None",
+    "a size": "sys.stdout._CHUNK_SIZE = 1",
+    "a buffer with another method": "sys.stdout.buffer.write = sys.stdout.buffer.raw.name = 1",
+    "closed": "sys.stdout.close()",
+    "taken apart": "sys.stdout.detach()",
+    "taken apart below": "sys.stdout.buffer.detach()",
+    "another descriptor": "sys.stdout.buffer.raw.__init__(os.dup(2), 'w')",
+    "another object": "sys.stdout = sys.__stdout__ = None",
+    "another class": "sys.stdout = sys.__stdout__ = type('O', (io.StringIO,), {})()",
+    "stderr closed": "sys.stderr.close()",
+}
+
+
+@pytest.mark.parametrize("what", TOUCHED)
+def test_in_a_kept_process_streams_are_as_new_whatever_a_cell_did_to_them(reuse, what):
+    reuse.submit(f"import io, os, sys\n{TOUCHED[what]}").result()
+    cell = (
+        "import os, sys\nsys.stdout is sys.__stdout__, sys.stdout.encoding, sys.stdout._CHUNK_SIZE,"
+        " vars(sys.stdout), sys.stdout.buffer.raw.fileno(), print('\\ud800é'), os.write(1, b'|'),"
+        " print('err', end='', file=sys.stderr)"
+    )
+    result = reuse.submit(cell).result()
+    assert result.value == (True, "utf-8", 8192, {"mode": "w"}, 1, None, 1, None)
+    assert (result.stdout, result.stderr) == ("\ud800é\n|", "err")
+
+
+def test_the_peak_of_a_kept_process_is_of_each_cell(reuse):
+    large = reuse.submit("x = bytearray(200_000_000)").result().usage.peak_memory
+    small = reuse.submit("x = 1").result().usage.peak_memory
+    again = reuse.submit("x = 1").result().usage.peak_memory
+    assert large > small + 150_000_000
+    assert abs(again - small) < 20_000_000
