@@ -93,8 +93,12 @@ class Listener(Protocol):
     def ready(self, sandbox: Sandbox) -> None:
         """It has nothing to do, and could begin at once."""
 
-    def done(self, action: int, prompt: bool) -> None:
-        """All was said of an action; ``prompt``: others may be given to its sandbox ahead."""
+    def done(self, action: int, prompt: bool, more: bool = False) -> None:
+        """All was said of an action.
+
+        ``prompt``: others may be given to its sandbox ahead. ``more``: something is said
+        of its sandbox at once.
+        """
 
     def returned(self, sandbox: Sandbox, actions: list[int]) -> None:
         """These it has not begun, and will not: it is busy with another."""
@@ -1058,7 +1062,7 @@ class Sandbox:
             lost, self._ahead = self._ahead, lost
         elif self._ahead:
             self._begin(worker, self._ahead.popleft())
-        self._listener.done(action.number, self._prompt)
+        self._listener.done(action.number, self._prompt, self._closed)
         for run in lost:
             self._listener.said(run.action, Error("died", "the process that took it is gone"))
             self._listener.said(run.action, End(0.0))

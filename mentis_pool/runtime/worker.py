@@ -489,7 +489,7 @@ def _is_as_made(stream: TextIO, fd: int) -> bool:
         if own != ({"mode": "w"}, {}, {"name": fd}, _CHUNK):
             return False
         made.reconfigure(**_AS_WRITTEN, write_through=False)
-    except (OSError, ValueError):  # closed, or taken apart, or made of what was no pipe
+    except (OSError, ValueError, AttributeError):  # closed, taken apart, or made of no pipe
         return False
     return True
 

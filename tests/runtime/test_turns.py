@@ -24,6 +24,7 @@ from mentis_pool.pool_stream import (
     Begin,
     Cancel,
     Cells,
+    Closed,
     Open,
     PickledCall,
     Run,
@@ -151,6 +152,7 @@ class Stage:
         self.directory = str(directory)
         self.inits = []
         self.said = collections.defaultdict(list)
+        self.frames = []
         self._pids = iter(range(1000, 10**9))
         self._events = events()
         self.sandboxes = []
@@ -182,7 +184,8 @@ class Stage:
         return True
 
     def send_frame(self, frame):
-        for event in self._events.messages(frame):
+        self.frames.append(self._events.messages(frame))
+        for event in self.frames[-1]:
             if isinstance(event, Said):
                 self.said[event.action].append(event.observation)
 
@@ -260,6 +263,23 @@ def play(tmp_path, monkeypatch):
 def hasten(stage):
     """Time passes, and its first run is at work still."""
     stage.sandboxes[0]._hasten(stage.sandboxes[0]._action)
+
+
+def test_the_end_of_a_sandbox_comes_with_the_end_of_what_ran_in_it(play):
+    # Whoever hears of the one may be gone before he could hear of the other.
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        worker.take()
+        init.sock.shutdown(socket.SHUT_RDWR)
+        await stage.go_on()
+        assert stage.outcome(1) == "died"
+        last = [[type(each.observation if isinstance(each, Said) else each) for each in frame]
+                for frame in stage.frames if frame][-1]  # fmt: skip
+        assert last[-3:] == [Error, End, Closed]
+
+    play(script)
 
 
 # ── what goes ahead ─────────────────────────────────────────────────────────
