@@ -28,6 +28,7 @@ unasked, where nobody catches them: of control characters and escape sequences i
 
 from __future__ import annotations
 
+import ast
 import builtins
 import queue
 from concurrent.futures import BrokenExecutor
@@ -113,6 +114,15 @@ class CellError(MentisPoolError):
     value: str
     traceback: str
 
+    def __init__(self, *args: object) -> None:
+        """Of whoever makes one like it, as ``type(error)(*error.args)``; a cell's is never called."""
+        self.args = args
+        self.name = getattr(type(self), "_made_for", type(self).__name__)
+        self.value = (KeyError if isinstance(self, KeyError) else BaseException).__str__(self)
+        self.traceback = ""
+        if isinstance(self, SyntaxError):
+            self.msg = self.value
+
     def __str__(self) -> str:
         return for_terminal(f"{self.name}: {self.value}" if self.value else self.name)
 
@@ -126,13 +136,27 @@ def cell_error(name: str, value: str, traceback: str, builtin: bool = True) -> C
     Without ``builtin`` it is an instance of no other class, whatever its name.
     """
     error = _new(cell_error_class(name) if builtin else CellError)
-    error.args = (name, value)
+    error.args = (_key(value) if isinstance(error, KeyError) else value,) if value else ()
     error.name, error.value, error.traceback = name, value, traceback
     if isinstance(error, SyntaxError):
         # What Python prints of an uncaught one.
         error.msg = for_terminal(value)
     return error
 
+
+def _key(text: str) -> object:
+    """The key that a KeyError says is missing, where its text is a literal; otherwise the text."""
+    if len(text) <= _LONGEST_KEY:
+        try:
+            key: object = ast.literal_eval(text)
+            return key if repr(key) == text else text
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            pass  # the repr of an object, or a text that somebody chose
+    return text
+
+
+_LONGEST_KEY = 1000
+"""Characters: what a sandbox gives is not parsed without end."""
 
 E = TypeVar("E", bound=MentisPoolError)
 
@@ -291,7 +315,10 @@ class OutcomeUnknown(SandboxError):
 
 
 class RuntimeUnavailable(MentisPoolError):
-    """No runtime could be started or reached, after all retries."""
+    """No runtime could be started or reached, after all retries: its last words, and what to do."""
+
+    passing = True
+    """Whether another try may do better."""
 
 
 class RuntimeRejected(MentisPoolError):

@@ -343,6 +343,34 @@ def test_a_class_that_was_forgotten_is_made_again():
         raise pickle.loads(pickle.dumps(error))
 
 
+def test_its_args_are_what_the_exceptions_own_would_be():
+    assert cell_error("ValueError", "bad", "").args == ("bad",)
+    assert cell_error("ValueError", "", "").args == ()
+    for key in ("x", "it's", 3, ("a", None), "\udcff"):
+        assert cell_error("KeyError", repr(key), "").args == (key,)
+
+
+@pytest.mark.parametrize(
+    "text", ["<object object at 0x1>", "x", "[" * 900, "'x'" * 400, "1 ", "{}[0]"]
+)
+def test_a_key_that_is_no_literal_is_its_text(text):
+    assert cell_error("KeyError", text, "").args == (text,)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_another_one_like_it_says_the_same(name):
+    error = cell_error(name, "'its text'", "its traceback")
+    again = type(error)(*error.args)
+    assert type(again) is type(error)
+    assert again.args == error.args
+    assert again.value == error.value
+    assert str(again) == (f"CellError: {error.value}" if name in PLAIN else str(error))
+    assert again.traceback == ""
+    more = type(error)(f"here: {error}")
+    assert f"here: {error}" in "".join(traceback.format_exception(type(more), more, None))
+    assert str(pickle.loads(pickle.dumps(more))) == str(more)
+
+
 # ── what the others say ─────────────────────────────────────────────────────
 
 

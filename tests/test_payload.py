@@ -52,7 +52,7 @@ def test_every_variable_is_a_pickle_of_its_own(variables):
     assert [type(v) for v in back.values()] == [type(v) for v in variables.values()]
 
 
-@pytest.mark.parametrize("name", ["", "1", "a b", "a-b", "\ud800", "_²"])
+@pytest.mark.parametrize("name", ["", "1", "a b", "a-b", "\ud800", "_²", "class", "None"])
 def test_what_can_be_no_name_is_refused(name):
     with pytest.raises(PayloadError, match="cannot be the name of a variable"):
         pickle_variables({name: 1})
