@@ -364,7 +364,8 @@ def test_another_one_like_it_says_the_same(name):
     assert type(again) is type(error)
     assert again.args == error.args
     assert again.value == error.value
-    assert str(again) == (f"CellError: {error.value}" if name in PLAIN else str(error))
+    own = "CellError" if name in PLAIN else getattr(builtins, name).__name__
+    assert str(again) == f"{own}: {error.value}"
     assert again.traceback == ""
     more = type(error)(f"here: {error}")
     assert f"here: {error}" in "".join(traceback.format_exception(type(more), more, None))
