@@ -437,7 +437,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if parsed.files.count("-") > 1:
         run.error("standard input (-) can be read once")
     for path in parsed.files:
-        if path != "-" and not os.path.isfile(path):
+        if path != "-" and (os.path.isdir(path) or not os.path.exists(path)):
             run.error(f"there is no file {path}")
     return parsed
 

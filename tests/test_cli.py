@@ -359,6 +359,13 @@ def test_a_notebook_without_code_is_a_result_with_nothing_in_it(tmp_path):
     assert mentis_pool("run", "a.ipynb", cwd=tmp_path) == ("", "")
 
 
+def test_a_script_may_come_through_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with started("run", "a", cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as p:
+        (tmp_path / "a").write_text("print(6 * 7)")
+        assert p.stdout.read() == b"42\n"
+
+
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     (tmp_path / "a.ipynb").write_text("{")
     out, err = mentis_pool("run", "a.ipynb", "-c", "1", cwd=tmp_path, code=1)
@@ -464,6 +471,7 @@ def test_its_version():
         ([], "COMMAND"),
         (["run"], "nothing to run: give files, - or -c CODE"),
         (["run", "missing.py"], "there is no file missing.py"),
+        (["run", "."], "there is no file ."),
         (["run", "-", "-"], "standard input (-) can be read once"),
         (["run", "-c", "1", "--nonsense"], "unrecognized argument: --nonsense"),
         (
@@ -481,7 +489,7 @@ def test_its_version():
         (["run", "-c", "1", "--out", "no/such"], "No such file or directory: 'no/such'"),
         (["--log", "no/such", "run", "-c", "1"], "No such file or directory: 'no/such'"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_bad_usage_exits_with_2_and_says_why(tmp_path, arguments, why):
     out, err = mentis_pool(*arguments, cwd=tmp_path, code=2)

@@ -119,6 +119,17 @@ def test_the_second_command_installs_what_tests_need_and_runs_them():
     assert SECOND == 'pip install ".[test]" && python -m pytest'
 
 
+def test_both_commands_are_followed_to_the_letter_by_what_checks_every_change():
+    script = (README.parent / ".ci" / "run").read_text("utf-8")
+    for command, name in ((FIRST, "main_job"), (SECOND, "tests")):
+        [found] = re.findall(rf"^{name}=\$\((.*)\)$", script, re.MULTILINE)
+        done = subprocess.run(
+            ["sh", "-c", found], capture_output=True, text=True, cwd=README.parent
+        )
+        assert done.stdout == command + "\n"
+    assert '\nrun_in python3 first "$main_job" "$tests"\n' in script
+
+
 def test_it_claims_the_versions_of_python_that_it_was_run_on():
     setup = configparser.ConfigParser()
     setup.read(README.parent / "setup.cfg")
