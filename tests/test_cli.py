@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from mentis_pool import __version__
+from mentis_pool import CellResult, __version__
 from mentis_pool.cli import (
     Program,
     Unreadable,
@@ -395,6 +395,7 @@ def test_lines_are_cells_and_their_results_are_lines(tmp_path):
         (f"t{i}", True, f"{i}\n", i * 2) for i in range(20)
     ]
     assert (last["id"], last["ok"]) == ("line 21", False)
+    assert all(set(record) == {"id", *CellResult().to_dict()} for record in (*found, last))
 
 
 def test_results_may_go_to_stdout_and_what_is_printed_goes_to_stderr():
@@ -559,6 +560,25 @@ def test_a_signal_ends_it_at_once_and_leaves_nothing(own_temp, processes, eventu
         assert process.wait(20) == -number
         assert process.stderr.read() == b""
     eventually(lambda: not processes(own_temp) and not os.listdir(own_temp))
+
+
+INTERRUPTED = """
+import os, signal, sys
+from mentis_pool.__main__ import main
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "mentis_pool.engine":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+main()
+"""
+
+
+def test_ctrl_c_while_it_imports_what_it_needs_ends_it_quietly():
+    words = [sys.executable, "-c", INTERRUPTED, "run", "-c", "1"]
+    done = subprocess.run(words, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_a_closed_pipe_ends_it_quietly(own_temp, processes, eventually):

@@ -130,6 +130,17 @@ def test_both_commands_are_followed_to_the_letter_by_what_checks_every_change():
     assert '\nrun_in python3 first "$main_job" "$tests"\n' in script
 
 
+def test_the_top_level_has_what_belongs_there_and_nothing_else():
+    words = ["git", "ls-files"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=README.parent)
+    if done.returncode != 0:
+        pytest.skip("this is no checkout")
+    assert {line.split("/")[0] for line in done.stdout.splitlines()} == {
+        *("mentis_pool", "tests", "benchmarks", "setup.cfg", "pyproject.toml"),
+        *("README.md", "LICENSE", "CHANGELOG.md", ".gitignore", ".ci"),
+    }
+
+
 def test_it_claims_the_versions_of_python_that_it_was_run_on():
     setup = configparser.ConfigParser()
     setup.read(README.parent / "setup.cfg")
