@@ -452,8 +452,11 @@ class Broken:
 
 
 def test_by_name_is_much_cheaper_than_by_value():
-    def seconds(fn, *args):
-        return min(timeit.repeat(lambda: pack_call(fn, args, {}), number=2000, repeat=3))
+    def seconds(fn):
+        return timeit.timeit(lambda: pack_call(fn, ("x",), {}), number=200)
 
-    by_name = seconds(textwrap.dedent, "x")
-    assert seconds(as_in_main(lambda text: text), "x") > 2 * by_name
+    by_value = as_in_main(lambda text: text)
+    # In turn, and the best of each: others use this machine as well.
+    taken = [(seconds(by_value), seconds(textwrap.dedent)) for _ in range(20)]
+    slow, fast = map(min, zip(*taken, strict=True))
+    assert slow > 2 * fast
