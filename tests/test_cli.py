@@ -441,6 +441,12 @@ def test_workers_bound_how_many_run_at_once(tmp_path):
     times = sorted(record["value"] for record in records(tmp_path / "o"))
     assert times[0][1] <= times[1][0]
     assert times[1][1] <= times[2][0]
+    # Whatever else this machine does: each begins before any ends.
+    code = "import time; begun = time.time(); time.sleep(2); [begun, time.time()]"
+    cells = [word for _ in range(3) for word in ("-c", code)]
+    mentis_pool("run", *cells, "--workers", "3", "--out", "o", cwd=tmp_path)
+    times = [record["value"] for record in records(tmp_path / "o")]
+    assert max(begun for begun, _ in times) < min(ended for _, ended in times)
 
 
 @pytest.mark.parametrize("before", [True, False])
