@@ -621,14 +621,20 @@ def _run(parsed: argparse.Namespace, out: IO[str] | None) -> int:
     page = _Page(total != 1, sys.stderr if parsed.out == "-" else sys.stdout)
     count = 0
     failed: list[str] = []
-    executor = SandboxExecutor(
-        parsed.workers,
-        timeout=parsed.timeout,
-        isolation=parsed.isolation,
-        network=parsed.network,
-        # A script imports its neighbours, and opens what lies beside it.
-        expose=[*parsed.expose, *{os.path.dirname(os.path.abspath(path)) for path in parsed.files}],
-    )
+    # A script imports its neighbours, and opens what lies beside it; elsewhere there is nothing.
+    here = [] if os.environ.get("MENTIS_RUNTIME_URL") else parsed.files
+    try:
+        executor = SandboxExecutor(
+            parsed.workers,
+            timeout=parsed.timeout,
+            isolation=parsed.isolation,
+            network=parsed.network,
+            expose=[*parsed.expose, *{os.path.dirname(os.path.abspath(path)) for path in here}],
+        )
+    except ValueError as exc:
+        # Of the address in the environment, or of what cannot be asked of the runtime there.
+        print(f"mentis-pool: {exc}", file=sys.stderr)
+        return 2
     with contextlib.nullcontext() if out is None else out, _Bar(total) as bar:
         for name, outcome in _Reader(executor, source, bar.advance):
             with bar.aside(outcome):

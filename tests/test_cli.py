@@ -468,6 +468,23 @@ def test_the_log_may_go_to_stderr():
     assert "task_finished" in [json.loads(line)["event"] for line in err.splitlines()]
 
 
+def test_it_runs_at_the_runtime_that_the_environment_names(tmp_path, monkeypatch, served):
+    (tmp_path / "a.py").write_text("import sys\nprint(sys.argv, input())")
+    url, token = served
+    monkeypatch.setenv("MENTIS_RUNTIME_URL", url)
+    monkeypatch.setenv("MENTIS_RUNTIME_TOKEN", token)
+    assert mentis_pool("run", "a.py", stdin="in", cwd=tmp_path) == ("['a.py'] in\n", "")
+    out, err = mentis_pool("run", "-c", "1", "--network", "host", code=2)
+    assert (out, err.count("\n")) == ("", 1)
+    assert "for the embedded runtime" in err
+    monkeypatch.setenv("MENTIS_RUNTIME_URL", "nonsense")
+    out, err = mentis_pool("run", "-c", "1", code=2)
+    assert (out, err) == (
+        "",
+        "mentis-pool: 'nonsense' is no runtime's address: it must be like 'http://host:5266'\n",
+    )
+
+
 def test_its_version():
     assert mentis_pool("--version")[0] == f"mentis-pool {__version__}\n"
 
