@@ -28,7 +28,6 @@ unasked, where nobody catches them: of control characters and escape sequences i
 
 from __future__ import annotations
 
-import ast
 import builtins
 import queue
 from concurrent.futures import BrokenExecutor
@@ -144,19 +143,11 @@ def cell_error(name: str, value: str, traceback: str, builtin: bool = True) -> C
     return error
 
 
-def _key(text: str) -> object:
-    """The key that a KeyError says is missing, where its text is a literal; otherwise the text."""
-    if len(text) <= _LONGEST_KEY:
-        try:
-            key: object = ast.literal_eval(text)
-            return key if repr(key) == text else text
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            pass  # the repr of an object, or a text that somebody chose
-    return text
+def _key(text: str) -> str | int:
+    """The key that a KeyError says is missing, where that is a plain str or int; otherwise its text."""
+    key = int(text) if text.isdecimal() and len(text) < 100 else text[1:-1]
+    return key if repr(key) == text else text
 
-
-_LONGEST_KEY = 1000
-"""Characters: what a sandbox gives is not parsed without end."""
 
 E = TypeVar("E", bound=MentisPoolError)
 

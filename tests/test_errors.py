@@ -196,6 +196,22 @@ def test_notes_travel():
     assert pickle.loads(pickle.dumps(error)).__notes__ == ["while testing"]
 
 
+@pytest.mark.parametrize(
+    ("status", "passing"), [(None, False), (404, False), (429, True), (503, True)]
+)
+def test_a_refusal_may_be_a_passing_one(status, passing):
+    error = RuntimeRejected("no")
+    error.status = status
+    assert error.passing is passing
+
+
+def test_that_no_runtime_is_there_may_pass_unless_it_says_otherwise():
+    error = RuntimeUnavailable("none")
+    assert error.passing
+    error.passing = False
+    assert not pickle.loads(pickle.dumps(error)).passing
+
+
 def test_an_error_of_a_subclass_travels_as_such():
     back = pickle.loads(pickle.dumps(OwnError("what", "s2")))
     assert type(back) is OwnError
@@ -346,14 +362,14 @@ def test_a_class_that_was_forgotten_is_made_again():
 def test_its_args_are_what_the_exceptions_own_would_be():
     assert cell_error("ValueError", "bad", "").args == ("bad",)
     assert cell_error("ValueError", "", "").args == ()
-    for key in ("x", "it's", 3, ("a", None), "\udcff"):
+    for key in ("x", "it's", "é ", "", 3, 10**50):
         assert cell_error("KeyError", repr(key), "").args == (key,)
 
 
 @pytest.mark.parametrize(
-    "text", ["<object object at 0x1>", "x", "[" * 900, "'x'" * 400, "1 ", "{}[0]"]
+    "text", ["<object object at 0x1>", "x", "'", "01", "٣", "9" * 100, "'\\udcff'", "('a', None)"]
 )
-def test_a_key_that_is_no_literal_is_its_text(text):
+def test_a_key_that_is_neither_a_plain_str_nor_an_int_is_its_text(text):
     assert cell_error("KeyError", text, "").args == (text,)
 
 
