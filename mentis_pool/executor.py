@@ -265,14 +265,20 @@ class SandboxExecutor(Executor):
             raise ValueError("a shell command cannot hold a NUL character")
         return self._send_cell(Shell(to_bytes(command)), len(command))
 
-    def _submit(self, cells: Sequence[str], variables: dict[str, Any]) -> CellFuture:
-        """Run several cells one after the other in one sandbox, as one task."""
+    def _submit(
+        self, cells: Sequence[str], variables: dict[str, Any], path: str | None = None
+    ) -> CellFuture:
+        """Run several cells one after the other in one sandbox, as one task.
+
+        With ``argv`` the script is the one at ``path``; without that, at ``argv[0]``.
+        """
         sources = [to_bytes(cell) for cell in cells]
         pickles = pickle_variables(variables) if variables else {}
         argv = self._settings.argv
         args = None if argv is None else [to_bytes(arg) for arg in argv]
         size = sum(map(len, [*sources, *pickles.values(), *(args or ())]))
-        return self._send_cell(Cells(sources, pickles, args), size)
+        place = None if path is None else to_bytes(path)
+        return self._send_cell(Cells(sources, pickles, args, place), size)
 
     def _send_cell(self, work: Work, size: int) -> CellFuture:
         task = self._task(work, size, self._lane)
@@ -512,7 +518,7 @@ class SandboxExecutor(Executor):
             self._submit([""], {}).result()
             standing = self._engine.standing()
         if standing is None:
-            raise RuntimeUnavailable("the runtime was lost")
+            raise RuntimeUnavailable("the runtime was lost; ask once more, and another is started")
         return report(standing.level, standing.network)
 
     def stats(self, timeout: float = 5.0) -> dict[str, SandboxUsage]:

@@ -113,7 +113,9 @@ def test_after_the_deadline_nothing_is_tried_again(monkeypatch):
     monkeypatch.setattr(client_module, "DEADLINE", 0.5)
     client = Client(parse("http://127.0.0.1:1"), retries=8)
     begun = time.monotonic()
-    with pytest.raises(RuntimeUnavailable, match=r"nothing answers at http://127\.0\.0\.1:1"):
+    with pytest.raises(
+        RuntimeUnavailable, match=r"nothing answers at http://127\.0\.0\.1:1.*'mentis-pool serve'"
+    ):
         client.spaces()
     assert 0.3 < time.monotonic() - begun < 3
     client.close()
@@ -259,7 +261,7 @@ def test_what_hangs_up_gave_no_answer(port, scheme):
     number, told = port
     told["this"] = b""
     client = Client(parse(f"{scheme}://127.0.0.1:{number}"), retries=0)
-    with pytest.raises(RuntimeUnavailable, match="gave no answer"):
+    with pytest.raises(RuntimeUnavailable, match=r"gave no answer.*see whether the runtime"):
         client.streams()
     client.close()
 

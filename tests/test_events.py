@@ -104,7 +104,8 @@ def test_who_has_configured_nothing_sees_warnings_only_on_stderr():
     done = run_unconfigured()
     assert (done.stdout, done.stderr) == ("", "")
     done = run_unconfigured(
-        worse="executor.run(['import os; os.kill(os.getppid(), 9); import time; time.sleep(9)'])"
+        # Another cell after it, so that the loss is heard of before the end.
+        worse="executor.run(['import os; os.kill(os.getppid(), 9); import time; time.sleep(9)', '1'])"
     )
     assert done.stdout == ""
     assert done.stderr.startswith("sandbox_lost sandbox_id=")

@@ -12,6 +12,7 @@ import asyncio  # noqa: F401 - cells await, and importing it takes 40 ms
 import atexit
 import base64
 import builtins
+import codeop
 import contextlib
 import io
 import json
@@ -25,7 +26,7 @@ import types
 import warnings
 from _sitebuiltins import Quitter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler, PyCF_MASK
@@ -118,6 +119,13 @@ class _Profile(ProfileDir):  # type: ignore[misc]
     @property
     def location(self) -> str:
         return os.path.expanduser("~/.ipython/profile_default")
+
+
+class _Exit(Quitter):
+    """Without a code, an exit that says nothing: not ``SystemExit: None``."""
+
+    def __call__(self, code: object = None) -> NoReturn:
+        raise SystemExit(*(() if code is None else (code,)))
 
 
 class _Python(NamedTuple):
@@ -354,7 +362,7 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         self.user_ns.update(_="", __="", ___="")
         # IPython's own exit() asks a terminal to close; here it ends the cell, as in Python.
         for name in ("exit", "quit"):
-            self.user_ns[name] = self.user_ns_hidden[name] = Quitter(name, "end-of-file")
+            self.user_ns[name] = self.user_ns_hidden[name] = _Exit(name, "end-of-file")
         sys.modules["__main__"] = module
         self.last_execution_result = None
 
@@ -478,9 +486,8 @@ class CellRun:
             return shown, None
         return shown, bundle
 
-    def script(self, source: str, argv: list[str]) -> Result:
-        """Run the source as ``python argv[0]`` would, up to and with its exit."""
-        name = argv[0]
+    def script(self, source: str, argv: list[str], name: str) -> Result:
+        """Run the source as ``python argv[0]`` would, from the file of this name, up to its exit."""
         # It finds its neighbours, as with Python.
         sys.path[:1] = [os.path.dirname(os.path.realpath(name))]
         module = types.ModuleType("__main__")
@@ -498,9 +505,9 @@ class CellRun:
         except BaseException as exc:
             if self._in_child():
                 raise
-            if not isinstance(exc, SystemExit) or exit_code(exc):
-                return Result(failure=failure_of(exc))
-        return Result()
+            code = exit_code(exc) if isinstance(exc, SystemExit) else 1
+            return Result(failure=failure_of(exc) if code else None, exit_code=code)
+        return Result(exit_code=0)
 
     def _in_child(self) -> bool:
         """Whether this is a child that the cell forked: what it raises, it ends with."""
@@ -604,11 +611,12 @@ _OURS = (
     os.path.join(os.path.dirname(__file__), "worker.py"),
     os.path.join(os.path.dirname(__file__), "calls.py"),
     interactiveshell.__file__,
+    codeop.__file__,
 )
 
 
 def _strip(shown: traceback.TracebackException, seen: set[int] | None = None) -> None:
-    """Take out the frames of the worker and of IPython's shell, which ran it."""
+    """Take out the frames of the worker and of IPython's shell, which compiled and ran it."""
     seen = set() if seen is None else seen
     if id(shown) in seen:
         return
@@ -618,6 +626,11 @@ def _strip(shown: traceback.TracebackException, seen: set[int] | None = None) ->
         for frame in shown.stack
         if frame.filename not in _OURS and "/IPython/core/" not in frame.filename
     ]
+    line = shown.lineno if getattr(shown, "text", "") is None else None
+    if line is not None and line.isdigit():
+        # The compiler does not have the source of a tree, and looks for a file.
+        found = linecache.getline(str(shown.filename), int(line))
+        shown.text = found or shown.text
     for other in (shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())):
         if other is not None:
             _strip(other, seen)

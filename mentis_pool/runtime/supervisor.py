@@ -1243,6 +1243,8 @@ class Supervisor:
         """Whether sandboxes have their files, and namespaces, for themselves."""
         self._most = most
         self.ready = asyncio.Event()
+        self.hopeless = False
+        """Whether no other zygote would get warm either."""
         self._lost = lost
         self._sandboxes: set[Sandbox] = set()
         self._unborn: list[int] = []
@@ -1256,6 +1258,7 @@ class Supervisor:
         if isinstance(message, wire.Ready):
             self.ready.set()
         else:
+            self.hopeless = True
             self._zygote.close()
             self._lost(message.message)
 

@@ -320,7 +320,9 @@ class Worker:
                     f"{text.name}: {text.value}",
                 )
         if work.argv is not None:
-            return run.script(sources[0], [to_text(arg) for arg in work.argv])
+            argv = [to_text(arg) for arg in work.argv]
+            path = argv[0] if work.path is None else to_text(work.path)
+            return run.script(sources[0], argv, path)
         return run.cells(sources)
 
     def _initialize(self, work: Work) -> Result:

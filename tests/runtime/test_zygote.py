@@ -14,3 +14,16 @@ def test_random_numbers_of_numpy_differ_though_it_was_preloaded(own_temp):
     with SandboxExecutor(max_workers=1, preload=["numpy.random"]) as executor:
         drawn = [result.value for result in executor.map([cell] * 3)]
     assert len({number for numbers in drawn for number in numbers}) == 6
+
+
+def test_it_has_one_thread_and_so_has_whatever_forks_from_it(own_temp, processes):
+    with SandboxExecutor(max_workers=1) as executor:
+        assert executor.submit("import threading; threading.active_count()").result().value == 1
+        executor.submit("1").result()
+        threads = {}
+        for pid in processes(own_temp):
+            with open(f"/proc/{pid}/cmdline") as words, open(f"/proc/{pid}/status") as status:
+                if "mentis_pool.runtime.zygote" in words.read():
+                    threads[pid] = next(line for line in status if line.startswith("Threads:"))
+    assert len(threads) > 1, "it and the first process of a sandbox at least"
+    assert set(threads.values()) == {"Threads:\t1\n"}
