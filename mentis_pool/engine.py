@@ -33,7 +33,7 @@ import msgspec
 import tenacity
 
 from mentis_pool.connection import Connection, backoff
-from mentis_pool.dispatcher import Dispatcher
+from mentis_pool.dispatcher import AT_ONCE, Dispatcher
 from mentis_pool.errors import (
     BrokenSandboxPool,
     CellTimeout,
@@ -45,6 +45,7 @@ from mentis_pool.errors import (
     QueueTimeout,
     RuntimeRejected,
     RuntimeUnavailable,
+    in_words,
 )
 from mentis_pool.events import Level, log, wanted
 from mentis_pool.follower import WINDOW, Follower
@@ -172,16 +173,19 @@ class Engine:
                 forked child.
         """
         self._check_process()
-        with self._lock:
-            self._wait_for_room()
-            self._check_open()
-            self._start_threads(task.settings.on_output is not None)
-            self._coming += 1
+        coming = False
         try:
+            with self._lock:
+                self._wait_for_room()
+                self._check_open()
+                self._start_threads(task.settings.on_output is not None)
+                self._coming += 1
+                coming = True
             if wanted("debug"):
                 self._log("debug", "task_submitted", task)
         finally:
-            self._decide_for_caller(self._add, task)
+            if coming:
+                self._decide_for_caller(self._add, task)
 
     def _add(self, task: Task) -> list[Order]:
         self._coming -= 1
@@ -283,7 +287,7 @@ class Engine:
     def _may_lead(self, task: Task) -> bool:
         # Callbacks are for the dispatcher: nobody knows how long they take.
         future = task.future
-        return future is not None and self._pool.is_alone(task) and not future._done_callbacks
+        return future is not None and self._pool.is_alone(task) and not future.has_callbacks
 
     def _drain_for_caller(self) -> None:
         """As `_drain`, in a thread of the user's; see `_decide_for_caller`."""
@@ -464,9 +468,7 @@ class Engine:
         try:
             self._decide(decision, *args)
         except BaseException as exc:
-            self._fault = exc
-            if self._dispatcher is not None:
-                self._dispatcher.wake()
+            self._break(exc)
             raise
 
     def _carry_out(self, orders: list[Order]) -> None:
@@ -565,7 +567,7 @@ class Engine:
         try:
             wait = _wait_of(task, value, failure)
         except Exception as exc:  # noqa: BLE001 - the user's policy
-            log("warning", "retries_raised", task_id=task.key, error=repr(exc))
+            log("warning", "retries_raised", task_id=task.key, error=in_words(exc))
         self._decide(self._pool.judged, task, wait, time.monotonic())
 
     # ── the wire ────────────────────────────────────────────────────────────
@@ -585,8 +587,12 @@ class Engine:
         """Send, or leave it to the thread that is sending: it looks again before it stops."""
         if self._hears():
             return
-        while self._outbox and self._wire.acquire(blocking=False):
+        while self._outbox:
+            mine: list[bool] = []
             try:
+                mine.extend(map(self._wire.acquire, AT_ONCE))
+                if not mine[0]:
+                    return
                 with self._lock:
                     commands, self._outbox = self._outbox, []
                     connection = self._connection
@@ -595,8 +601,13 @@ class Engine:
             except StreamLost:
                 # The dispatcher finds the end of the stream and decides what it means.
                 return
+            except BaseException as exc:
+                # What was to be sent is lost, and a task with it, whoever's thread this is.
+                self._break(exc)
+                raise
             finally:
-                self._wire.release()
+                if True in mine:
+                    self._wire.release()
 
     def _drain(self) -> None:
         """The stream is readable."""
@@ -722,7 +733,7 @@ class Engine:
     # ── keepers ─────────────────────────────────────────────────────────────
 
     def _break(self, exc: BaseException) -> None:
-        """A call of a keeper or a follower raised what it should not."""
+        """A thread was stopped in the middle of what it did here: nothing is certain any more."""
         self._fault = exc
         if self._dispatcher is not None:
             self._dispatcher.wake()
@@ -826,7 +837,7 @@ class Engine:
             # Somebody else set it: their outcome stays.
             pass
         except BaseException as exc:  # noqa: BLE001 - a callback's SystemExit; the outcome is set
-            log("warning", "callback_raised", task_id=task.key, error=repr(exc))
+            log("warning", "callback_raised", task_id=task.key, error=in_words(exc))
         finally:
             # Neither holds the other any longer.
             future._task = task.future = task.rebuilt = None
@@ -890,7 +901,10 @@ class Engine:
             event = "task_timed_out"
         elif failure is not None:
             event = "task_failed"
-            fields["error"] = f"{type(failure).__name__}: {failure}"
+            # What a call raised is of anybody's class: its words are those that the sandbox sent.
+            raised = task.rebuilt is not None and failure is task.rebuilt[0]
+            told = result.error if raised else failure
+            fields["error"] = f"{type(told).__name__}: {told}"
         self._log("info", event, task, **fields)
 
     def _log(self, level: Level, event: str, task: Task, **fields: object) -> None:

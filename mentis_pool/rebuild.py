@@ -133,6 +133,10 @@ class _Unpickler(pickle.Unpickler):
 
 # ── replay ──────────────────────────────────────────────────────────────────
 
+MAX_DEPTH = 2000
+"""Containers within each other that have objects in them: Python's own limit may have been raised to
+where the C stack ends before it."""
+
 _LEAVES = frozenset((type(None), bool, int, float, str, bytes, bytearray))
 _UNCHANGING = frozenset((tuple, frozenset))
 _CONTAINERS = _UNCHANGING | {list, dict, set}
@@ -147,6 +151,7 @@ class _Replay:
         self.kept: list[object] = []  # so that no such id is given to another
         self.waiting = 0  # boxes that were met before their turn
         self.unfinished: list[Any] = []  # lists, dicts and sets that have such a box
+        self.depth = 0  # of the container that is gone through
 
     def run(self, log: list[_Line], value: object) -> object:
         for act, box_, first, second in log:
@@ -242,7 +247,15 @@ class _Replay:
         if type_ not in _CONTAINERS or known in self.real_of:
             return self.real_of.get(known, value)
         self.kept.append(value)
-        before = self.waiting
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise PayloadError(f"the value has more than {MAX_DEPTH} containers in each other")
+        made = self.container(value, type_)
+        self.depth -= 1
+        return made
+
+    def container(self, value: Any, type_: type) -> object:
+        known, before = id(value), self.waiting
         if type_ in _UNCHANGING:
             made = value
             if not _LEAVES.issuperset(map(type, value)):
@@ -337,6 +350,8 @@ def _set_exception(exc: Any, state: dict[str, Any]) -> None:
             if type(value) is not tuple:
                 raise PayloadError("the sandbox sent an exception whose arguments are no tuple")
             exc.args = value
+        elif name == "name_from":
+            pass  # who prints an ImportError that has it imports what it names, for better advice
         elif name in vars(base) and not name.startswith("__"):
             setattr(exc, name, value)  # kept outside the instance's dict: ImportError.name, …
         else:

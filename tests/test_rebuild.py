@@ -6,6 +6,7 @@ import collections
 import copyreg
 import dataclasses
 import enum
+import fractions
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import resource
 import subprocess
 import sys
 import threading
+import traceback
 import types
 from typing import NamedTuple
 
@@ -134,6 +136,22 @@ class Bytes(bytes):
 
 
 class Number(int):
+    pass
+
+
+class Word(str):
+    pass
+
+
+class Share(fractions.Fraction):
+    pass
+
+
+class Row(tuple):
+    pass
+
+
+class Queue(collections.deque):
     pass
 
 
@@ -522,6 +540,7 @@ def test_what_a_newer_python_tells_of_an_attribute_error_is_kept():
         Ask("exception", "ValueError", ()),
         Ask("exception", cls(ValueError), Ask("range", 0, 10**10, 1)),
         Ask("exception", cls(SyntaxError), ("x", Ask("range", 0, 10**10, 1))),
+        Ask("exception", cls(SyntaxError), ("x", Ask("ip", "IPv6Network", "::/0"))),
         Ask("exception", cls(ValueError), (), state={"args": Ask("range", 0, 10**10, 1)}),
         Ask("exception", cls(ValueError), (), state=[1]),
         Ask("exception", cls(ValueError), (), items=[1]),
@@ -536,6 +555,26 @@ def test_what_a_newer_python_tells_of_an_attribute_error_is_kept():
 def test_a_forged_exception_is_refused(ask):
     with pytest.raises(PayloadError):
         read(forge(ask), HERE)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no exception groups")
+@pytest.mark.parametrize("name", ["ExceptionGroup", "BaseExceptionGroup"])
+@pytest.mark.parametrize(
+    "content", [Ask("range", 0, 10**10, 1), Ask("ip", "IPv6Network", "::/0")], ids=repr
+)
+def test_a_group_of_endless_exceptions_is_refused(name, content):
+    with pytest.raises(PayloadError):
+        read(forge(Ask("exception", Ask("class", "builtins", name), ("x", content))))
+
+
+def test_whoever_prints_an_import_error_imports_nothing():
+    told = {"name": "antigravity", "name_from": "x", "path": "/x", "msg": "m"}
+    back = read(forge(Ask("exception", cls(ImportError), ("x",), state=told)))
+    assert (back.name, back.path) == ("antigravity", "/x")
+    text = "".join(traceback.format_exception(type(back), back, None))
+    assert "ImportError" in text
+    # From Python 3.12 on it looks there for a better name.
+    assert "antigravity" not in sys.modules
 
 
 def test_an_exceptions_dunders_stay_in_its_dict():
@@ -608,6 +647,11 @@ def test_a_plain_pickle_calls_nothing(protocol, function, tmp_path):
 
 FUNCTION = Ask("function", HERE, "ran")
 LONG = Ask("range", 0, 10**10, 1)
+NETWORK = Ask("ip", "IPv6Network", "::/0")
+HUGE = Ask("Decimal", "1E+999999999")
+SHARED = []
+for _ in range(40):
+    SHARED = [SHARED, SHARED]  # as text, or gone through, it never ends
 
 FORGED = {
     "function": FUNCTION,
@@ -657,8 +701,40 @@ FORGED = {
     "property": Ask("new", cls(Slotted), (), {}, state=(None, {"setter": 5})),
     "size": Ask("new", cls(Bytes), (10**11,), {}),
     "size called": Ask("call", cls(Bytes), (10**11,)),
+    "size by name": Ask("new", cls(Bytes), (), {"source": 10**11}),
     "endless": Ask("call", cls(Texts), (LONG,)),
-    "endless new": Ask("new", cls(Pair), (LONG,), {}),
+    "endless new": Ask("new", cls(Row), (LONG,), {}),
+    "endless arguments": Ask("call", cls(Point), LONG),
+    "endless arguments new": Ask("new", cls(Point), NETWORK, {}),
+    "endless network": Ask("call", cls(Texts), (NETWORK,)),
+    "endless range of pandas": Ask(
+        "call", cls(Texts), (Ask("pandas.RangeIndex", 0, 10**12, 1, None),)
+    ),
+    "endless chain": Ask("call", cls(Queue), (Ask("ChainMap", items=[LONG]),)),
+    "endless set": Ask("call", cls(Names), (NETWORK,)),
+    "endless dict": Ask("call", cls(Table), (NETWORK,)),
+    "endless pair": Ask("call", cls(Table), ([NETWORK],)),
+    "endless text": Ask("new", cls(Word), (SHARED,), {}),
+    "huge number": Ask("call", cls(Number), (HUGE,)),
+    "huge fraction": Ask("call", cls(Share), ("1E999999999",)),
+    "huge offset": Ask("numpy.dtype", ([("x", None, "i4", HUGE)], 4, False)),
+    "huge itemsize": Ask("numpy.dtype", ([("x", None, "i4", 0)], HUGE, False)),
+    "endless flags": Ask("flags", cls(Access), SHARED),
+    "endless member": Ask("member", cls(Color), SHARED),
+    "endless safe": Ask("UUID", 1, SHARED),
+    "endless storage": Ask("pandas.dtype", "StringDtype", SHARED, None),
+    "endless closed": Ask("pandas.Interval", 1, 2, SHARED),
+    "endless level": Ask(
+        "pandas.MultiIndex",
+        [Ask("pandas.RangeIndex", 0, 10**9, 1, None)],
+        [Ask("numpy.array", "<i8", (0,), False, b"")],
+        [None],
+    ),
+    "endless intervals": Ask(
+        "pandas.array",
+        Ask("pandas.dtype", "IntervalDtype", "int64", "left"),
+        *[Ask("pandas.RangeIndex", 0, 10**9, 1, None)] * 2,
+    ),
     "no arguments": Ask("new", cls(Point), 5, {}),
     "kind": Ask(5),
     "kind of none": Ask("no such kind"),
@@ -788,6 +864,36 @@ def test_what_is_nested_too_deep_is_refused():
     deep = b"\x80\x05" + b"](" * 10**5 + forge(ask)[11:-1] + b"e" * 10**5 + b"."
     with pytest.raises(PayloadError):
         read(deep)
+
+
+def test_what_is_nested_too_deep_is_refused_whatever_pythons_own_limit():
+    # In a process of its own: without a limit the C stack ends, and the process with it.
+    script = """
+import sys
+sys.setrecursionlimit(10**6)
+from mentis_pool.errors import PayloadError
+from forged import Ask, forge, read
+try:
+    read(b"\\x80\\x05" + b"](" * 10**5 + forge(Ask("date", 2024, 1, 1))[11:-1] + b"e" * 10**5 + b".")
+except PayloadError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "the value has more than 2000 containers in each other\n"
+
+
+def test_numbers_and_texts_of_ones_own_classes_come_back():
+    values = [Number(7), Word("x"), Share(1, 3), Row((1, range(3))), Queue([1]), Bytes(b"x")]
+    values += [Pair(range(3), collections.ChainMap()), Table(x=range(3)), Texts([range(3)])]
+    back = there_and_back(values, HERE)
+    assert back == values
+    assert list(map(type, back)) == list(map(type, values))
 
 
 def test_attributes_are_given_to_what_may_have_them():
