@@ -83,6 +83,11 @@ class Dispatcher(threading.Thread):
         self._stopping = True
         self.wake()
 
+    def leave(self) -> None:
+        """In a forked child: nothing here is for it, should the thread have forked and go on there."""
+        self._stopping = True
+        self._stream = None
+
     def watch(self, stream: Readable) -> None:
         """Watch this stream from now on, and no other. For calls from the thread itself."""
         if self._gate is not None:

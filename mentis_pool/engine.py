@@ -159,6 +159,8 @@ class Engine:
         self._keepers = Threads("mentis-pool-keeper", self._break, MOST_KEEPERS)
         self._outputs = Threads("mentis-pool-output", self._break)
         self._pid = os.getpid()
+        self._left: Connection | None = None
+        """The parent's connection, in a forked child: it is not closed there."""
         _engines.add(self)
 
     # ── for the executor ────────────────────────────────────────────────────
@@ -377,6 +379,14 @@ class Engine:
         """A session is of no more use; what runs in it is told why."""
         if os.getpid() == self._pid:
             self._decide_for_caller(self._pool.close_session, lane, reason)
+
+    def leave(self) -> None:
+        """In a forked child, which may be in a callback: all is the parent's, connection and tasks."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self._room = threading.Condition(self._lock)
+        self._left, self._connection = self._connection, None
+        if self._dispatcher is not None:
+            self._dispatcher.leave()
 
     def abandon(self) -> None:
         """As `shutdown`, for a finalizer: takes no lock, since it may run inside any code."""
@@ -925,6 +935,8 @@ class Engine:
 
     def _end(self, broken: BaseException | None) -> None:
         """The dispatcher has left its loop: no future, thread or process may be left."""
+        if os.getpid() != self._pid:
+            return
         if broken is not None:
             error = broken
             if not isinstance(error, BrokenSandboxPool):
@@ -992,6 +1004,16 @@ def _output_bytes(said: list[Observation]) -> int:
     return sum(
         len(o.data) if isinstance(o, Stream) else o.bytes if isinstance(o, Cut) else 0 for o in said
     )
+
+
+def _leave_all() -> None:
+    """In a forked child: whatever the thread that forked was about to do here is the parent's."""
+    for engine in list(_engines):
+        engine.leave()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all)
 
 
 _exiting = False
