@@ -188,9 +188,9 @@ class _Replay:
         if kind in standard_types.WITH_ATTRIBUTES:
             box_.made.__dict__.update(_attributes(state))
         elif kind == "exception":
-            _set_exception(box_.made, _attributes(state))
+            _set_exception(box_.made, _attributes(_harmless(box_.made, state)))
         elif kind in INSTANCES:
-            _set_state(_own(box_), state)
+            _set_state(_own(box_), _harmless(box_.made, state))
         else:
             raise PayloadError(f"the sandbox sent a state for what has none: {kind[:100]!r}")
 
@@ -343,6 +343,13 @@ def _set_state(made: Any, state: Any) -> None:
         setattr(made, name, value)
 
 
+def _harmless(made: object, state: Any) -> Any:
+    """A state without what makes an ImportError import the module that it names, when it is printed."""
+    if isinstance(made, ImportError) and type(state) is dict:
+        return {name: value for name, value in state.items() if name != "name_from"}
+    return state
+
+
 def _set_exception(exc: Any, state: dict[str, Any]) -> None:
     base = builtin_base(type(exc))
     for name, value in state.items():
@@ -350,8 +357,6 @@ def _set_exception(exc: Any, state: dict[str, Any]) -> None:
             if type(value) is not tuple:
                 raise PayloadError("the sandbox sent an exception whose arguments are no tuple")
             exc.args = value
-        elif name == "name_from":
-            pass  # who prints an ImportError that has it imports what it names, for better advice
         elif name in vars(base) and not name.startswith("__"):
             setattr(exc, name, value)  # kept outside the instance's dict: ImportError.name, …
         else:

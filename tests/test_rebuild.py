@@ -139,6 +139,10 @@ class Number(int):
     pass
 
 
+class Missing(ImportError):
+    pass
+
+
 class Word(str):
     pass
 
@@ -567,14 +571,25 @@ def test_a_group_of_endless_exceptions_is_refused(name, content):
         read(forge(Ask("exception", Ask("class", "builtins", name), ("x", content))))
 
 
-def test_whoever_prints_an_import_error_imports_nothing():
+@pytest.mark.parametrize("kind", ["exception", "new"])
+def test_whoever_prints_an_import_error_imports_nothing(kind):
     told = {"name": "antigravity", "name_from": "x", "path": "/x", "msg": "m"}
-    back = read(forge(Ask("exception", cls(ImportError), ("x",), state=told)))
+    parts = (("x",),) if kind == "exception" else (("x",), {})
+    back = read(forge(Ask(kind, cls(Missing), *parts, state=told)), HERE)
     assert (back.name, back.path) == ("antigravity", "/x")
     text = "".join(traceback.format_exception(type(back), back, None))
-    assert "ImportError" in text
+    assert "Missing" in text
     # From Python 3.12 on it looks there for a better name.
     assert "antigravity" not in sys.modules
+
+
+def test_only_an_import_error_has_a_state_that_is_changed():
+    told = {"name_from": "x"}
+    for ask in (
+        Ask("exception", cls(ValueError), (), state=told),
+        Ask("new", cls(Point), (), {}, state=told),
+    ):
+        assert vars(read(forge(ask), HERE)) == told
 
 
 def test_an_exceptions_dunders_stay_in_its_dict():
