@@ -881,6 +881,23 @@ def test_what_is_nested_too_deep_is_refused():
         read(deep)
 
 
+def test_containers_with_objects_in_them_are_so_deep_and_no_deeper():
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        for depth in (1999, 2001):
+            deep = (
+                b"\x80\x05" + b"](" * depth + forge(Ask("date", 2024, 1, 1))[11:-1] + b"e" * depth
+            )
+            if depth < 2000:
+                assert type(read(deep + b".")) is list
+            else:
+                with pytest.raises(PayloadError, match="containers in each other"):
+                    read(deep + b".")
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def test_what_is_nested_too_deep_is_refused_whatever_pythons_own_limit():
     # In a process of its own: without a limit the C stack ends, and the process with it.
     script = """
