@@ -78,7 +78,7 @@ class SandboxExecutor(Executor):
             A sandbox that has run a cell never runs calls.
         timeout: seconds that a task may run (not wait); None for no limit.
         retries: how often a runtime's start, a request to it, and a task that was
-            lost before it began, are tried again.
+            lost before it began (see `options`), are tried again.
         max_output: bytes kept of each of stdout and stderr, beginning and end;
             None for all.
         max_queue: tasks that may wait at once; None for any number.
@@ -454,9 +454,12 @@ class SandboxExecutor(Executor):
                 other than 0 is a `CellError` named SystemExit.
             retries: how often a task is run again that was lost before it began; or a
                 tenacity ``Retrying``, whose retry, stop and wait decide about every
-                failure, also one that the task itself raised.
-            idempotent: whether a task may be run again that may have begun, as often
-                as ``retries`` says.
+                failure, also one that the task itself raised. Where a whole runtime of
+                this library was lost, that is: before its start was heard of. Of those that it had
+                been sent the next few may have begun in that moment; with 0 they are
+                `OutcomeUnknown`, and never run twice.
+            idempotent: whether a task may be run again that is known to have begun, or, at an
+                original runtime, may have, as often as ``retries`` says.
             files: put into the sandbox's directory, where a task begins, before it: by name
                 (``"dir/data.csv"``), their bytes or the path of a file here, which is read
                 as the task begins. At most 10,000, of 1 GiB together. A path that cannot

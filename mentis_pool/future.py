@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -49,6 +49,12 @@ class TaskFuture(Future[T]):
         self._task: Task | None = task
         self._control = control
         self._listeners = 0
+        self.has_callbacks = False
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """As of any future."""
+        self.has_callbacks = True
+        super().add_done_callback(fn)
 
     def result(self, timeout: float | None = None) -> T:
         """As of any future."""

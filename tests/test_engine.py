@@ -10,15 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
 
 import family
 import psutil
 import pytest
+from interrupts import each_interrupt
 
-from mentis_pool import BrokenSandboxPool, SandboxDied, SandboxExecutor, connection
+from mentis_pool import BrokenSandboxPool, CellFuture, SandboxDied, SandboxExecutor, connection
+from mentis_pool.engine import Engine
 from mentis_pool.pool import Pool
+from mentis_pool.pool_stream import Cells
 from mentis_pool.stream import PoolStream
+from mentis_pool.task import Settings, Task
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -150,6 +155,44 @@ def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(
         for _ in range(100):
             executor.submit("3").exception(10)
     executor.shutdown()
+
+
+def idle_engine(monkeypatch):
+    """One that starts no thread, and has nobody to send to."""
+    engine = Engine(None, {}, 1, None)
+    monkeypatch.setattr(engine, "_start_threads", lambda output: None)
+    return engine
+
+
+def test_an_interrupt_of_who_sends_at_any_moment_leaves_the_wire_free_or_breaks_the_pool(
+    monkeypatch,
+):
+    engine = idle_engine(monkeypatch)
+    sent = []
+    engine._connection = types.SimpleNamespace(send=sent.extend)
+
+    def send():
+        engine._outbox = [1]
+        engine._flush()
+
+    for where in each_interrupt((Engine._flush,), send):
+        assert not engine._wire.locked(), where
+        assert engine._fault is not None or engine._outbox or sent, where
+        engine._fault = None
+        sent.clear()
+
+
+def test_an_interrupt_of_who_submits_at_any_moment_takes_no_room_for_ever(monkeypatch):
+    engine = idle_engine(monkeypatch)
+    monkeypatch.setattr(engine, "_decide_for_caller", lambda decision, task: decision(task))
+
+    def submit():
+        task = Task("t", 1, Cells([b""]), Settings(), None, 0.0)
+        task.future = CellFuture(task, engine)
+        engine.submit(task)
+
+    for where in each_interrupt((Engine.submit,), submit):
+        assert engine._coming == 0, where
 
 
 needs_epoll = pytest.mark.skipif(sys.platform != "linux", reason="others have no epoll(7)")
@@ -299,6 +342,21 @@ def test_a_forked_child_may_not_submit_and_harms_nothing(own_temp):
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert executor.submit("2").result().value == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_was_forked_in_a_callback_and_goes_on_takes_nothing_from_the_parent(executor):
+    children = []
+    future = executor.submit("import time; time.sleep(0.2)")
+    future.add_done_callback(lambda _: children.append(os.fork()))
+    future.result(20)
+    futures = [executor.submit(abs, -i) for i in range(100)]
+    assert [future.result(20) for future in futures] == list(range(100))
+    # It has come to the end of the thread that it is.
+    until = time.monotonic() + 10
+    while (gone := os.waitpid(children[0], os.WNOHANG)) == (0, 0) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert gone[0] == children[0]
 
 
 def test_many_threads_submit_and_each_gets_its_own(own_temp):
