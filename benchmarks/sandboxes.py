@@ -8,6 +8,7 @@ recovery  one sandbox: from the moment that a cell is lost until the next one be
           crash    the cell kills its own process
           kill     ``future.kill()``
           timeout  the cell does not end, from its time limit on
+          limit    the cell writes more than it may, from before it writes on
 killing   as many cells as asked for, and a worker killed every 200 ms, chosen at random:
           every future is settled, only cells that were hit fail, and the rest of them
           give what they must.
@@ -32,12 +33,14 @@ from collections.abc import Callable, Iterator
 
 from benchmarks import table
 from benchmarks.cells import PATIENCE, Times, group, idle_runtime
-from mentis_pool import CellFuture, SandboxDied, SandboxExecutor
+from mentis_pool import CellFuture, Limits, ResourceLimitExceeded, SandboxDied, SandboxExecutor
 
 KILL_EVERY = 0.2
 """Seconds."""
 TIMEOUT = 0.1
 """Seconds that the cell may take which takes longer."""
+_OUTPUT = 1 << 20
+"""Bytes that a cell may write."""
 
 
 def add_arguments(
@@ -69,8 +72,8 @@ def measure(arguments: argparse.Namespace) -> table.Report:
         took = starts(arguments.count)
         start["p50"].append(statistics.median(took) * 1e3)
         start["p99"].append(table.percentile(took, 99) * 1e3)
-        for how in (crash, kill, time_out):
-            with SandboxExecutor(1) as executor:
+        for how in (crash, kill, time_out, limit):
+            with SandboxExecutor(1, limits=Limits(output=_OUTPUT)) as executor:
                 executor.submit("1").result(PATIENCE)
                 took = [how(executor) for _ in range(arguments.count // 5 or 1)]
             lost.setdefault(how.__name__, []).append(statistics.median(took) * 1e3)
@@ -190,6 +193,19 @@ def time_out(executor: SandboxExecutor) -> float:
     begun = float(after.result(PATIENCE).value)
     start = next(iter(endless.observations()))
     return begun - (start.time + TIMEOUT)  # type: ignore[union-attr]
+
+
+def limit(executor: SandboxExecutor) -> float:
+    """Seconds from before a cell writes more than it may until the next begins."""
+    floods = executor.submit(
+        "import os, time\nos.write(2, str(time.time()).encode())\n"
+        f"while True: os.write(1, bytes({_OUTPUT}))"
+    )
+    after = executor.submit(NOW)
+    begun = after.result(PATIENCE).value
+    error = floods.exception(PATIENCE)
+    assert isinstance(error, ResourceLimitExceeded)
+    return float(begun) - float(floods.stderr)
 
 
 # ── killing ─────────────────────────────────────────────────────────────────

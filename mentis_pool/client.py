@@ -94,7 +94,8 @@ class Client:
         health = self._repeat("GET", mentis_v1.HEALTH, dict[str, Any])
         if "status" not in health:
             raise RuntimeRejected(f"{self.address.url} is no Mentis runtime: it has no status")
-        return [str(stream) for stream in health.get("streams", [])]
+        streams = health.get("streams")
+        return [str(stream) for stream in streams] if isinstance(streams, list) else []
 
     def create_space(
         self, name: str, description: str | None = None, metadata: dict[str, Any] | None = None

@@ -285,7 +285,7 @@ def _warn(standing: Standing, asked: Isolation) -> None:
     if asked.level != "auto" or standing.level == LEVELS[0] or standing.level in _warned:
         return
     _warned.add(standing.level)
-    text = warning(standing.level, standing.network, standing.reasons)
+    text = warning(standing.level, standing.network, standing.reasons, standing.landlock)
     log("warning", "isolation_weak", isolation=standing.level, reasons=standing.reasons)
     warnings.warn(text, IsolationWarning, stacklevel=2)
 

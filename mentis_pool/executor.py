@@ -58,8 +58,9 @@ class SandboxExecutor(Executor):
         max_workers: tasks running at once at most; None for the CPUs that this
             process may use.
         initializer: a callable, or a cell, run once in each new worker before its first
-            task. What a cell names there is there for every cell. One that fails breaks
-            the executor: `BrokenSandboxPool`.
+            task. What a cell names there is there for every cell. ``limits`` and
+            ``timeout`` hold for it as for a task. One that fails breaks the executor:
+            `BrokenSandboxPool`.
         initargs: arguments of the callable.
         max_tasks_per_child: so many tasks run in one worker, then a new one takes its
             place; None for no limit.
@@ -173,11 +174,11 @@ class SandboxExecutor(Executor):
         self._path = frozenset(sys.path)
         # A fresh worker has one task anyway.
         first = _initializer(initializer, initargs)
-        self._opened = Open(0, "session", None, first, limits)
+        self._opened = Open(0, "session", None, first, limits, self._settings.timeout)
 
         def opened(lane: int, of: Literal["fresh", "reuse", "new"]) -> Open:
             tasks = max_tasks_per_child if of == "reuse" else None
-            return Open(lane, of, tasks, first, limits)
+            return Open(lane, of, tasks, first, limits, self._settings.timeout)
 
         def connect(ending: threading.Event, keepers: Threads) -> Connection:
             if address is None:
@@ -522,7 +523,7 @@ class SandboxExecutor(Executor):
             standing = self._engine.standing()
         if standing is None:
             raise RuntimeUnavailable("the runtime was lost; ask once more, and another is started")
-        return report(standing.level, standing.network)
+        return report(standing.level, standing.network, standing.landlock)
 
     def stats(self, timeout: float = 5.0) -> dict[str, SandboxUsage]:
         """What each sandbox uses now, by its id; empty while there is none.

@@ -112,7 +112,8 @@ class Open(_Message, tag=0, frozen=True):
     Its sandboxes are started as they are needed, and are its own; those of a
     "session" lane are one, which keeps its state. ``initializer`` runs first in each
     of their workers; one runs ``tasks`` tasks, then another takes its place (None: no
-    such limit). ``limits`` are of each sandbox (None: it has none).
+    such limit). ``limits`` are of each sandbox (None: it has none). The initializer
+    may take ``initializer_timeout`` seconds.
     """
 
     lane: int
@@ -120,6 +121,7 @@ class Open(_Message, tag=0, frozen=True):
     tasks: int | None = None
     initializer: Work | None = None
     limits: Limits | None = None
+    initializer_timeout: float | None = None
 
 
 class Run(_Message, tag=1, frozen=True):
@@ -202,12 +204,14 @@ Command = Begin | Open | Run | Credit | Close | Cancel | Signal | Measure | Put
 class Standing(_Message, frozen=True):
     """The level of isolation at which sandboxes are (see `mentis_pool.walls`), and their network.
 
-    ``reasons``: why not at a stronger one, where that was asked for.
+    ``reasons``: why not at a stronger one, where that was asked for. ``landlock``: the version
+    of the kernel's.
     """
 
     level: str = "process"
     network: str = "host"
     reasons: list[str] = []
+    landlock: int = 0
 
 
 class Welcome(_Message, tag=0, frozen=True):

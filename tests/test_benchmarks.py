@@ -326,7 +326,7 @@ def test_an_attack_that_gets_through_is_counted_and_named(monkeypatch):
     monkeypatch.setattr(attacks, "users", lambda python, notes: [(0, python)])
     found = [("exits", "a", "", 0.1), ("exits", "b", "it gave 5", 0.1)]
     monkeypatch.setattr(attacks, "attack", lambda *_: found)
-    arguments = argparse.Namespace(python="python3", level=["process"], only=[])
+    arguments = argparse.Namespace(python="python3", level=["process"], only=["exits"])
     report = attacks.measure(arguments)
     assert not report.met
     assert "root, process, fresh: exits: b: it gave 5" in report.notes

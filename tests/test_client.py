@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
+import json
 import socket
 import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 
 import pytest
 from fakes import OriginalRuntime, Relay, certificate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mentis_pool import (
+    MentisPoolError,
     MentisSandbox,
     RuntimeRejected,
     RuntimeUnavailable,
@@ -386,6 +392,53 @@ def test_what_reaches_other_machines_is_imported_when_it_is_needed():
         "assert not {'http.client', 'urllib.request'} & set(sys.modules), sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["status", "streams", "space_id", "name", "action_id", "sandbox_id", "x"]
+            ),
+            inside,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
+_ASKED = [
+    lambda client: client.streams(),
+    lambda client: client.create_space("name"),
+    lambda client: client.create_space_once("name"),
+    lambda client: client.spaces(),
+    lambda client: client.space("id"),
+    lambda client: client.change_space("id"),
+    lambda client: client.delete_space("id"),
+    lambda client: client.create_sandbox("id"),
+    lambda client: client.sandbox("id", "id"),
+    lambda client: client.delete_sandbox("id", "id"),
+    lambda client: client.run_cell("id", "id", RunCell("1")),
+    lambda client: client.run_command("id", "id", RunCommand("true")),
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(_ASKED),
+    st.sampled_from([200, 201, 202, 204, 301, 400, 404, 409, 422, 429, 500, 503]) | st.integers(0),
+    st.binary(max_size=50)
+    | _JSON.map(lambda answer: json.dumps(answer).encode())
+    | st.just(b"[" * 100_000),
+)
+def test_whatever_a_runtime_answers_is_understood_or_an_error_of_ours(ask, status, answer):
+    client = Client(parse("http://127.0.0.1:1"), retries=0)
+    answers = types.SimpleNamespace(status=status, data=answer)
+    client._pool.request = lambda *_, **__: answers
+    with contextlib.suppress(MentisPoolError):
+        ask(client)
+    client.close()
 
 
 def test_an_answer_of_nothing_but_nesting_is_no_runtimes():

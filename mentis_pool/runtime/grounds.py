@@ -71,8 +71,8 @@ class _Locked(Ground):
     """Level "landlock"."""
 
     def enter(self) -> None:
-        families = seccomp.LOCAL if self._plan["network"] == "none" else seccomp.NETWORK
-        self._program = seccomp.program(platform.machine(), families)
+        families = seccomp.NOWHERE if self._plan["network"] == "none" else seccomp.INTERNET
+        self._program = seccomp.program(platform.machine(), families, sees_others=True)
         _try(self)
 
     def empty(self) -> None:

@@ -3,8 +3,9 @@
 For where no wall can be built: it needs no privileges and no namespaces. The process still sees
 that paths exist and who runs, but opens nothing that is not named, connects to no TCP port
 (version 4 of the kernel's interface) and to no abstract socket, and signals no process (version 6),
-but those that it starts itself. It does not hold UDP, nor sockets that have a path, nor the mode
-and the times of files.
+but those that it starts itself. It does not hold UDP, nor sockets that have a path, nor changes of
+another process's limits (the filter of system calls does: see `mentis_pool.runtime.seccomp`), nor
+the mode and the times of files.
 """
 
 from __future__ import annotations

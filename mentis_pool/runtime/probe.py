@@ -88,7 +88,8 @@ def user_namespaces() -> Found:
             os.setresuid(bubblewrap.NOBODY, bubblewrap.NOBODY, bubblewrap.NOBODY)
         kernel.unshare(kernel.NEW_USER)
 
-    return _tried("user namespaces", unshare, "an ordinary user may make them")
+    its = _tried("user namespaces", unshare, "an ordinary user may make them")
+    return its if its.held else its._replace(detail=f"{its.detail}; {bubblewrap.remedy()}")
 
 
 def filtered_calls() -> Found:
@@ -114,7 +115,7 @@ def locked_files() -> Found:
     """Whether Landlock holds, and what of it this kernel lacks."""
     name, version = "landlock", kernel.landlock_version()
     if version == 0:
-        return Found(name, False, "this kernel has none, or it is not switched on (lsm=)")
+        return Found(name, False, bubblewrap.NO_LANDLOCK)
 
     def restrict() -> None:
         landlock.restrict([], [])
@@ -124,7 +125,8 @@ def locked_files() -> Found:
             return
         raise OSError("what is locked is open")
 
-    lacks = [what for what, since in (("TCP", 4), ("signals", 6)) if version < since]
+    since = (("truncating files", 3), ("TCP", 4), ("signals", 6))
+    lacks = [what for what, first in since if version < first]
     return _tried(
         name,
         restrict,

@@ -4,7 +4,8 @@ Denied is what reaches the kernel's more dangerous parts and what Python code ha
 list of what is denied, not of what is allowed, since libraries use most of the rest. What
 capabilities guard already is denied here as well, so that neither wall stands alone. A denied
 call fails with EPERM; calls newer than this file's knowledge (and those of x32, which have
-high numbers) with ENOSYS, as on an older kernel.
+high numbers) with ENOSYS, as on an older kernel. Denied as well is memory that no process need
+have mapped, since no limit would see it: System V's, and files without a name (memfd_create).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Numbers(NamedTuple):
     socket: int
     mknod: dict[int, int]
     """Those that make nodes, and which of their arguments is the mode."""
+    of_others: dict[int, dict[int, int]]
+    """Those that change another process by its number, and what their arguments are for one's own."""
 
 
 # The same everywhere, from 424 on.
@@ -53,6 +56,7 @@ _NEW = {
     "pidfd_getfd": 438,
     "mount_setattr": 442,
     "quotactl_fd": 443,
+    "memfd_secret": 447,
     "open_tree_attr": 467,
 }
 _CLONE3 = 435
@@ -60,6 +64,9 @@ _CLONE3 = 435
 _X86_64 = Numbers(
     audit=0xC000003E,
     denied={
+        "shmget": 29,
+        "semget": 64,
+        "msgget": 68,
         "ptrace": 101,
         "syslog": 103,
         "uselib": 134,
@@ -106,6 +113,7 @@ _X86_64 = Numbers(
         "process_vm_writev": 311,
         "kcmp": 312,
         "finit_module": 313,
+        "memfd_create": 319,
         "kexec_file_load": 320,
         "bpf": 321,
         "userfaultfd": 323,
@@ -116,6 +124,11 @@ _X86_64 = Numbers(
     personality=135,
     socket=41,
     mknod={133: 1, 259: 2},
+    of_others={
+        **{key: {0: 0} for key in (142, 144, 203, 302, 314)},
+        141: {0: 0, 1: 0},
+        251: {0: 1, 1: 0},
+    },
 )
 _AARCH64 = Numbers(
     audit=0xC00000B7,
@@ -137,6 +150,9 @@ _AARCH64 = Numbers(
         "syslog": 116,
         "ptrace": 117,
         "reboot": 142,
+        "msgget": 186,
+        "semget": 190,
+        "shmget": 194,
         "sethostname": 161,
         "setdomainname": 162,
         "settimeofday": 170,
@@ -159,6 +175,7 @@ _AARCH64 = Numbers(
         "process_vm_writev": 271,
         "kcmp": 272,
         "finit_module": 273,
+        "memfd_create": 279,
         "bpf": 280,
         "userfaultfd": 282,
         "kexec_file_load": 294,
@@ -169,6 +186,11 @@ _AARCH64 = Numbers(
     personality=92,
     socket=198,
     mknod={33: 2},
+    of_others={
+        **{key: {0: 0} for key in (118, 119, 122, 261, 274)},
+        140: {0: 0, 1: 0},
+        30: {0: 1, 1: 0},
+    },
 )
 ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 """By what platform.machine() calls them."""
@@ -181,23 +203,29 @@ _NAMESPACES = (
 _TYPING = (0x5412, 0x541C)
 # To ask, and to be as one is.
 _PERSONALITIES = (0xFFFFFFFF, 0)
-LOCAL = (1, 16)
-"""Families of sockets that stay on this machine: Unix, and netlink (names of interfaces)."""
-
-NETWORK = (*LOCAL, 2, 10)
-"""And IPv4 and IPv6. The rest is seldom used and often broken, and VSOCK leads out of a virtual
+NOWHERE = (16,)
+"""Families of sockets that lead nowhere: netlink, for the names of interfaces."""
+INTERNET = (*NOWHERE, 2, 10)
+"""And IPv4 and IPv6. Without Unix sockets: what has a path may be a way out, as those of D-Bus and
+Docker are. Pairs of them are made by another call."""
+NETWORK = (1, *INTERNET)
+"""And these. The rest is seldom used and often broken, and VSOCK leads out of a virtual
 machine whatever the network namespace."""
 
 _TYPE_OF_NODE, _CHARACTER, _BLOCK = 0o170000, 0o020000, 0o060000
 
 
-def program(architecture: str, families: Iterable[int] = NETWORK) -> bytes:
+def program(
+    architecture: str, families: Iterable[int] = NETWORK, sees_others: bool = False
+) -> bytes:
     """The program for `kernel.filter_calls`.
 
     Args:
         architecture: what platform.machine() says.
-        families: the kinds of sockets that may be made. Where no network namespace holds
-            what a sandbox sends, `LOCAL` does.
+        families: the kinds of sockets that may be made. Where no namespace holds what a
+            sandbox sends, `NOWHERE` and `INTERNET` do.
+        sees_others: where no namespace hides other processes: their limits (which can kill),
+            CPUs and priorities are not to be changed.
 
     Raises:
         KeyError: nothing is known of this architecture.
@@ -223,6 +251,8 @@ def program(architecture: str, families: Iterable[int] = NETWORK) -> bytes:
         instructions += _if_equal(number, kinds)
     for number in numbers.denied.values():
         instructions += _if_equal(number, _fail())
+    for number, own in (numbers.of_others if sees_others else {}).items():
+        instructions += _if_equal(number, _fail_unless_all(own))
     instructions.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("<HBBI", *each) for each in instructions)
 
@@ -254,3 +284,11 @@ def _fail_if_any(values: Iterable[int]) -> list[_Instruction]:
 def _fail_unless_any(values: Iterable[int], error: int = errno.EPERM) -> list[_Instruction]:
     allow: list[_Instruction] = [(_RETURN, 0, 0, _ALLOW)]
     return [*(each for value in values for each in _if_equal(value, allow)), *_fail(error)]
+
+
+def _fail_unless_all(arguments: dict[int, int]) -> list[_Instruction]:
+    return [
+        each
+        for number, value in arguments.items()
+        for each in (*_argument(number), *_unless_equal(value, _fail()))
+    ]

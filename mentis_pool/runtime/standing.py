@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mentis_pool import walls
 from mentis_pool.pool_stream import Standing
-from mentis_pool.runtime import bubblewrap
+from mentis_pool.runtime import bubblewrap, kernel
 
 if TYPE_CHECKING:
     from mentis_pool.runtime.grounds import Plan
@@ -92,14 +92,17 @@ class Zygote:
                 stands = b""
             if stands:
                 self.socket.settimeout(None)
-                self._stands = Standing(self._level, self._asked.network, self._reasons)
+                self._stands = Standing(
+                    self._level, self._asked.network, self._reasons, kernel.landlock_version()
+                )
                 break
             self._end()
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").strip().splitlines()
             self._errors.close()
             said = lines[-1] if lines else f"it ended with {self._process.returncode}"
-            self._reasons.append(f"{self._level}: {said}")
+            remedy = f"; {bubblewrap.remedy()}" if self._level == "bubblewrap" else ""
+            self._reasons.append(f"{self._level}: {said}{remedy}")
             self._start_next()
         return self._stands
 
@@ -145,6 +148,8 @@ class Zygote:
             its = bubblewrap.Wall(wanted, self._asked.home, network)
             shown = its.in_rooms
         elif self._level == "landlock":
+            if kernel.landlock_version() == 0:
+                raise bubblewrap.NoWall(bubblewrap.NO_LANDLOCK)
             shown = bubblewrap.readable(wanted, self._asked.home, network)
         plan: Plan = {"level": self._level, "network": network, "shown": shown}
         self._errors = tempfile.TemporaryFile()

@@ -5,7 +5,8 @@ to readable sockets and pipes, and to timers. For each wait there is a timer or
 an end-of-file that ends it::
 
     a worker to be ready      its word · its death
-    initializer in a worker   its Done · its death: the client is told that it broke
+    initializer in a worker   its Done · its death, also by a limit or its time limit: the client is
+                              told that it broke
     run sent to a worker      its Done · its death (told by the init) · its time limit
     files of a run            its worker took them · its death · its time limit · a signal · its client's end
     run sent ahead            the Done of what is before it · PROMPT passes and it is taken back
@@ -54,7 +55,7 @@ from mentis_pool.observations import (
     StreamName,
     Wanted,
 )
-from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Put, Run, Standing
+from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Put, Run, Standing, Work
 from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import isolation, posix, wire
 from mentis_pool.runtime.action import Action, death
@@ -421,6 +422,8 @@ class _Worker:
         self.tasks = 0
         self.said: Error | None = None
         """What is to be said when it is dead."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends its initializer."""
         self.cpu_seconds = 0.0
         """What its tasks have used, as far as they said."""
         self.signalled = False
@@ -434,9 +437,16 @@ class _Worker:
 
     def close(self) -> None:
         """Hear it no more; it sees the end and goes."""
+        self.cancel_timer()
         self.take_written()
         self.channel.close()
         self.runs.close()
+
+    def cancel_timer(self) -> None:
+        """Its initializer has ended."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def take_written(self) -> str:
         """What its initializer wrote, at the end of it; once."""
@@ -458,6 +468,7 @@ class Sandbox:
         self._state = opened.state
         self._most_tasks = 1 if opened.state == "fresh" else opened.tasks
         self._initializer = opened.initializer
+        self._initializer_timeout = opened.initializer_timeout
         self._signals = 0
         """Signals that the init has not sent yet."""
         self._listener = listener
@@ -610,7 +621,7 @@ class Sandbox:
             return
         worker = _Worker(pid, fds, self)
         if self._initializer is not None:
-            worker.runs.send(wire.RunWork(0, self._initializer, None, "initialize"))
+            self._initialize(worker, self._initializer)
         if not self._ready:
             self._ready = True
             self._listener.opened(self, self._loop.time() - self._opened)
@@ -619,6 +630,46 @@ class Sandbox:
             self._next()
         else:
             self._spare = worker
+
+    # ── its initializer ─────────────────────────────────────────────────────
+
+    def _initialize(self, worker: _Worker, work: Work) -> None:
+        """Have a new worker run the initializer, which is bound as a task is; none runs meanwhile."""
+        self._usage.begin()
+        worker.runs.send(wire.RunWork(0, work, None, "initialize"))
+        seconds = self._initializer_timeout
+        if seconds is not None:
+            late = Error("timeout", f"it ran for more than {seconds:g} s")
+            worker.timer = self._loop.call_later(seconds, self._end_initializer, worker, late)
+
+    def _initializing(self) -> _Worker | None:
+        """The worker that runs the initializer."""
+        if self._initializer is not None:
+            for worker in (self._worker, self._spare):
+                if worker is not None and not worker.ready:
+                    return worker
+        return None
+
+    def _end_initializer(self, worker: _Worker, why: Error) -> None:
+        worker.said = why
+        self._send_signal(worker.pid, signal.SIGKILL)
+
+    def _initialized(self, worker: _Worker, message: wire.FromWorker) -> None:
+        """What a worker says that runs the initializer."""
+        if not isinstance(message, wire.Done) or not isinstance(message.said, Result):
+            return
+        self._usage.rest()
+        worker.cancel_timer()
+        failure = message.said.failure
+        if failure is None:
+            worker.ready = True
+            worker.take_written()
+            if message.unread and isinstance(self._initializer, PickledCall):
+                worker.channel.send_byte()
+            self._next()
+            return
+        reason = f"the initializer failed: {failure.name}: {failure.value}"
+        self._listener.broken(reason, failure.traceback, message.said.text or "")
 
     # ── commands ────────────────────────────────────────────────────────────
 
@@ -746,8 +797,10 @@ class Sandbox:
         worker.runs.send(self._work(run))
         self._begin(worker, run)
         self._send_ahead(worker)
-        # Behind a wall one that waits could be traced by the cell, and all are killed at its end.
-        if self._is_last(worker) and self._spare is None and not self._supervisor.walled:
+        # Behind a wall one that waits could be traced by the cell, and all are killed at its end;
+        # and what an initializer uses is told from what a cell does by its time alone.
+        ahead = not self._supervisor.walled and self._initializer is None
+        if ahead and self._is_last(worker) and self._spare is None:
             self._fork()
 
     def _work(self, run: Run) -> wire.RunWork:
@@ -895,21 +948,6 @@ class Sandbox:
         elif worker is self._worker and self._action is not None and worker.signalled:
             self._send_signal(worker.pid, signal.SIGINT)
 
-    def _initialized(self, worker: _Worker, message: wire.FromWorker) -> None:
-        """A new worker runs the initializer."""
-        if not isinstance(message, wire.Done) or not isinstance(message.said, Result):
-            return
-        failure = message.said.failure
-        if failure is None:
-            worker.ready = True
-            worker.take_written()
-            if message.unread and isinstance(self._initializer, PickledCall):
-                worker.channel.send_byte()
-            self._next()
-            return
-        reason = f"the initializer failed: {failure.name}: {failure.value}"
-        self._listener.broken(reason, failure.traceback, message.said.text or "")
-
     def unheard(self, worker: _Worker, reason: str) -> None:
         """A worker's socket is closed: if the worker still lives, it is of no use any more."""
         if worker is self._worker and self._action is not None:
@@ -992,7 +1030,9 @@ class Sandbox:
         written = worker.take_written()
         worker.close()
         if not worker.ready and self._initializer is not None:
-            how = death(message.status).message.replace("the cell's process", "its process")
+            self._usage.rest()
+            said = worker.said or death(message.status)
+            how = said.message.replace("the cell's process", "its process")
             self._listener.broken(f"the initializer failed: {how}", "", written)
 
     def _finish(self, done: wire.Done) -> None:
@@ -1090,7 +1130,9 @@ class Sandbox:
         return InUse(self.number, memory, cpu_seconds, processes, action)
 
     def _spare_pid(self) -> int:
-        return 0 if self._spare is None else self._spare.pid
+        if self._spare is None or self._initializing() is not None:
+            return 0
+        return self._spare.pid
 
     def _exceeded(self, over: Exceeded) -> None:
         """It uses more than it may: all of it ends that is not the runtime's."""
@@ -1098,8 +1140,13 @@ class Sandbox:
         for command in self._commands.values():
             command.over = message
             self.kill_command(command)
+        why = Error("limit", message, exceeded=over)
+        initializing = self._initializing()
+        if initializing is not None:
+            self._end_initializer(initializing, why)
+            return
         self._recall()
-        self._kill(Error("limit", message, exceeded=over))
+        self._kill(why)
 
     def _judged(self, action: Action, said: Result | Error) -> Result | Error:
         """How a run ended; where that tells of a limit, with its name, whatever the worker says."""

@@ -220,7 +220,8 @@ def _found(directory: str, patterns: Patterns) -> Iterator[tuple[str, LeftKind |
                     below.append((name, there))
             elif patterns.asks_for(there):
                 yield name, _wrong(name, entry)
-            elif entry.is_symlink() and entry.is_dir() and patterns.go_on(there):
+            elif patterns.go_on(there) and entry.is_symlink() and os.path.isdir(entry):
+                # Not the entry's own is_dir(), which raises where a link leads to itself.
                 yield name, "link"
         ahead += reversed(below)
 

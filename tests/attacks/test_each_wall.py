@@ -13,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -29,7 +30,7 @@ def _is_block(entry):
 
 
 BEGIN = """
-import ctypes, os, socket, stat, signal
+import ctypes, os, resource, socket, stat, signal
 libc = ctypes.CDLL(None, use_errno=True)
 
 def pids():
@@ -105,13 +106,33 @@ ATTACKS = {
     ),
     "read a file of another sandbox": ("tried(lambda: open(theirs).read())", "landlock"),
     "see a process of another sandbox": ("any(processes('environ', sandbox))", "landlock"),
-    "see the ipc of another sandbox": ("libc.shmget(key, 1, 0o600) >= 0", ""),
+    "see the ipc of another sandbox": ("libc.shmget(key, 1, 0o600) >= 0", "landlock"),
+    "hold memory that no limit sees": (
+        "libc.memfd_create(b'x', 0) >= 0 or libc.shmctl(libc.shmget(0, 4096, 0o600), 0, None) == 0",
+        "landlock",
+    ),
+    "change the limits of another": (
+        "tried(lambda: resource.prlimit(victim, resource.RLIMIT_CPU, (1, 1)))",
+        "landlock",
+    ),
+    "change the priority of another": (
+        "tried(lambda: os.setpriority(os.PRIO_PROCESS, victim, 5))",
+        "landlock",
+    ),
+    "change where another runs": (
+        "tried(lambda: os.sched_setaffinity(victim, os.sched_getaffinity(0)))",
+        "landlock",
+    ),
     "reach a port of this machine": (
         "tried(lambda: connected(socket.AF_INET, ('127.0.0.1', port)))",
         "landlock",
     ),
     "reach an abstract socket": (
         "tried(lambda: connected(socket.AF_UNIX, '\\0' + marker))",
+        "landlock",
+    ),
+    "reach a socket with a path": (
+        "tried(lambda: connected(socket.AF_UNIX, at_path))",
         "landlock",
     ),
     "have the runtime answer": ("tried(lambda: served(runtime))", "landlock process"),
@@ -183,10 +204,15 @@ def target(pool, exposed, tmp_path):
         subprocess.Popen(words, env={"MARKER": marker}) as victim,
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX) as with_path,
+        # Short, for a socket's path.
+        tempfile.TemporaryDirectory(prefix="mp-", dir="/tmp") as near,
         pool.session() as session,
     ):
         abstract.bind(f"\0{marker}")
         abstract.listen()
+        with_path.bind(near + "/socket")
+        with_path.listen()
         theirs = session.submit(
             BEGIN + "open('mine', 'w').close()\n"
             "sandbox = f'sandbox-{os.urandom(6).hex()}'\n"
@@ -204,6 +230,8 @@ def target(pool, exposed, tmp_path):
             "sandbox": theirs.value[1],
             "key": key,
             "near": victim.pid + 1000,
+            "victim": victim.pid,
+            "at_path": near + "/socket",
             "disks": DISKS,
             "port": listener.getsockname()[1],
             "runtime": pool._engine._connection._runtime._directory + "/socket",

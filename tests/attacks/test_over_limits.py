@@ -11,7 +11,14 @@ import time
 
 import pytest
 
-from mentis_pool import CellError, Limits, MentisPoolError, ResourceLimitExceeded, SandboxExecutor
+from mentis_pool import (
+    BrokenSandboxPool,
+    CellError,
+    Limits,
+    MentisPoolError,
+    ResourceLimitExceeded,
+    SandboxExecutor,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the watch reads /proc")
 
@@ -293,6 +300,51 @@ def test_numpy_pandas_and_matplotlib_work_within_the_limits_that_nobody_named():
     with SandboxExecutor(1) as executor:
         result = executor.submit(code).result(60)
     assert result.displays
+
+
+# ── initializers ────────────────────────────────────────────────────────────
+
+INITIALIZERS = {
+    "memory": ("b = bytearray(400 << 20)\nimport time; time.sleep(30)", "memory"),
+    "CPU time": ("while True: pass", "CPU time"),
+    "processes": (ATTACKS["a fork bomb"][1], "processes"),
+    "disk": (ATTACKS["many files"][1], "disk|No space left"),
+    "time": ("import time; time.sleep(60)", "more than 2 s"),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "level"), [*((each, "auto") for each in INITIALIZERS), ("memory", "process")]
+)
+def test_an_initializer_over_a_limit_breaks_the_pool_in_time(level, what, tmp_path):
+    code, says = INITIALIZERS[what]
+    # Not the first worker misbehaves: a later one is forked while the one before is ended.
+    sign = tmp_path / "now"
+    code = f"import os\nif os.path.exists({str(sign)!r}):\n    rest = 30\n    exec({code!r})"
+    timeout = 2 if what == "time" else None
+    limits = Limits("200M", cpu_seconds=0.6, processes=40, disk="60M")
+    with SandboxExecutor(
+        1,
+        initializer=code,
+        limits=limits,
+        timeout=timeout,
+        isolation=level,
+        expose=[str(tmp_path)],
+    ) as executor:
+        assert executor.submit("1").result().value == 1
+        sign.touch()
+        began = time.monotonic()
+        with pytest.raises(BrokenSandboxPool, match=f"the initializer failed: .*({says})"):
+            while time.monotonic() < began + 20:
+                executor.submit("1").result()
+        assert time.monotonic() - began < 5
+
+
+def test_an_initializer_within_its_limits_may_take_its_time(limited):
+    code = "import time\ntime.sleep(0.3)\nb = bytearray(120 << 20)"
+    with SandboxExecutor(1, initializer=code, limits=LIMITS, timeout=5) as executor:
+        # What a worker has used before its task is not counted for it.
+        assert [executor.submit("len(b)").result().value for _ in range(2)] == [120 << 20] * 2
 
 
 # ── sessions, and what goes on between tasks ────────────────────────────────

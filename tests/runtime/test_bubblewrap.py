@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -173,3 +174,27 @@ def test_only_a_bubblewrap_that_is_new_enough_is_taken(tmp_path, said, new):
     program.write_text(f"#!/bin/sh\necho {said}\n")
     program.chmod(0o755)
     assert bubblewrap.is_new(str(program)) is new
+
+
+@pytest.mark.parametrize(
+    ("says", "helps"),
+    [
+        ({"kernel/unprivileged_userns_clone": "0"}, "sysctl -w kernel.unprivileged_userns_clone=1"),
+        ({"user/max_user_namespaces": "0"}, "sysctl -w user.max_user_namespaces=10000"),
+        (
+            {"kernel/apparmor_restrict_unprivileged_userns": "1"},
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+        ({"user/max_user_namespaces": "500"}, "docker run"),
+        ({}, "docker run"),
+    ],
+)
+def test_what_forbids_user_namespaces_is_named_with_what_allows_them(monkeypatch, says, helps):
+    def opened(path):
+        name = path.removeprefix("/proc/sys/")
+        if name not in says:
+            raise FileNotFoundError(path)
+        return io.StringIO(says[name] + "\n")
+
+    monkeypatch.setattr(bubblewrap, "open", opened, raising=False)
+    assert helps in bubblewrap.remedy()

@@ -275,7 +275,7 @@ def test_a_cell_may_look_into_itself(behind):
 
 MESS = """
 import ctypes, os, time, socket
-ctypes.CDLL(None).shmget(4711, 4096, 0o1600)
+ctypes.CDLL('librt.so.1').mq_open(b'/left', 0o102, 0o600, None)
 for path in ('/tmp/left', '/work/left', '/dev/shm/left'):
     open(path, 'w').close()
 os.makedirs('/work/deep/er')
@@ -300,14 +300,14 @@ def connects():
 result = {
     'processes': sum(name.isdigit() for name in os.listdir('/proc')),
     'files': sorted({*os.listdir('/tmp'), *os.listdir('/work'), *os.listdir('/dev/shm')} - KNOWN),
-    'segment': ctypes.CDLL(None).shmget(4711, 0, 0) >= 0,
+    'queue': ctypes.CDLL('librt.so.1').mq_open(b'/left', 0) >= 0,
     'socket': connects(),
     'terminals': len(os.listdir('/dev/pts')) - 1,
 }
 """
 KNOWN = {path.split("/")[2] for path in (PACKAGE, sys.prefix) if path.count("/") > 1}
 LOOK = LOOK.replace("KNOWN", repr(KNOWN))
-NOTHING = {"processes": 2, "files": [], "segment": False, "socket": False, "terminals": 0}
+NOTHING = {"processes": 2, "files": [], "queue": False, "socket": False, "terminals": 0}
 
 
 def test_a_cell_finds_what_another_one_left_in_its_slot(behind):
@@ -315,7 +315,7 @@ def test_a_cell_finds_what_another_one_left_in_its_slot(behind):
     assert found == {
         "processes": 3,
         "files": ["deep", "left"],
-        "segment": True,
+        "queue": True,
         "socket": True,
         "terminals": 1,
     }

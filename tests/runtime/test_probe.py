@@ -92,7 +92,7 @@ def test_landlock_may_be_absent_or_old(monkeypatch):
         monkeypatch.setattr(kernel, "landlock_version", lambda: 1)
         found = probe.locked_files()
         assert found.held
-        assert found.detail == "version 1, which does not hold TCP and signals"
+        assert found.detail == "version 1, which does not hold truncating files and TCP and signals"
 
 
 def test_landlock_that_locks_nothing_does_not_hold(monkeypatch):

@@ -119,10 +119,35 @@ def test_sockets_are_of_the_kinds_that_a_network_namespace_holds(ask):
         assert ask("socket", family) == refused(errno.EAFNOSUPPORT)
 
 
-def test_without_a_network_only_local_sockets_can_be_made():
-    program = seccomp.program("x86_64", seccomp.LOCAL)
-    assert judged(program, X86, 41, 1) == judged(program, X86, 41, 16) == ALLOWED
-    assert {judged(program, X86, 41, family) for family in (2, 10)} == {refused(errno.EAFNOSUPPORT)}
+def test_without_a_namespace_no_socket_can_be_made_that_leads_somewhere():
+    for families, allowed in ((seccomp.NOWHERE, {16}), (seccomp.INTERNET, {2, 10, 16})):
+        program = seccomp.program("x86_64", families)
+        for family in (1, 2, 10, 16):
+            its = ALLOWED if family in allowed else refused(errno.EAFNOSUPPORT)
+            assert judged(program, X86, 41, family) == its
+        pair = 53
+        assert judged(program, X86, pair, 1) == ALLOWED
+
+
+@pytest.mark.parametrize(("machine", "audit"), MACHINES)
+def test_where_others_are_seen_only_ones_own_limits_cpus_and_priority_can_be_changed(
+    machine, audit
+):
+    numbers = seccomp.ARCHITECTURES[machine]
+    program = seccomp.program(machine, sees_others=True)
+    assert len(numbers.of_others) == 7
+    for number, own in numbers.of_others.items():
+        arguments = [own.get(n, 7) for n in range(6)]
+        assert judged(program, audit, number, *arguments) == ALLOWED
+        for n in own:
+            others = [*arguments[:n], own[n] + 1, *arguments[n + 1 :]]
+            assert judged(program, audit, number, *others) == refused(errno.EPERM)
+    assert judged(program, audit, numbers.denied["mount"]) == refused(errno.EPERM)
+
+
+@pytest.mark.parametrize("name", ["memfd_create", "memfd_secret", "shmget", "semget", "msgget"])
+def test_no_memory_can_be_had_that_no_process_need_have_mapped(name):
+    assert all(name in its.denied for its in seccomp.ARCHITECTURES.values())
 
 
 def test_no_device_can_be_made_but_pipes_and_files_can(ask):

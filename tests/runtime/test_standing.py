@@ -10,7 +10,8 @@ import warnings
 import pytest
 
 from mentis_pool import IsolationWarning, RuntimeUnavailable, SandboxExecutor, connection
-from mentis_pool.runtime import standing
+from mentis_pool.runtime import kernel, standing
+from mentis_pool.runtime.standing import Asked, NoIsolation, Zygote
 from mentis_pool.walls import LEVELS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are walls on Linux only")
@@ -47,8 +48,17 @@ def test_a_level_that_is_named_is_had(own_temp, level):
 def test_a_level_that_is_named_and_cannot_be_had_is_an_error_that_says_why(own_temp, bwrap):
     bwrap(FAILS)
     with SandboxExecutor(1, isolation="bubblewrap", retries=0) as executor:
-        with pytest.raises(RuntimeUnavailable, match=r"isolation='bubblewrap'.*No namespaces here"):
+        with pytest.raises(
+            RuntimeUnavailable,
+            match=r"isolation='bubblewrap'.*No namespaces here; .*user namespaces",
+        ):
             executor.submit("1").result()
+
+
+def test_a_kernel_without_landlock_is_told_what_has_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernel, "landlock_version", lambda: 0)
+    with pytest.raises(NoIsolation, match=r"landlock: .* Linux has it from 5\.13 on"):
+        Zygote(str(tmp_path), {}, [], [], Asked("landlock"))
 
 
 def test_where_the_strongest_does_not_work_the_next_does_with_one_warning(own_temp, bwrap, caplog):

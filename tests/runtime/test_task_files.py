@@ -144,6 +144,7 @@ def test_links_and_what_is_no_file_are_left_out(tmp_path):
     (work / "broken").symlink_to("nowhere")
     (work / "d").symlink_to(tmp_path / "secret")
     (work / "loop").symlink_to(".")
+    (work / "itself").symlink_to("itself")
     os.mkfifo(work / "fifo")
     with socket.socket(socket.AF_UNIX) as sock:
         before = os.getcwd()
@@ -154,11 +155,12 @@ def test_links_and_what_is_no_file_are_left_out(tmp_path):
             os.chdir(before)
     link, special = LEFT["link"], LEFT["special"]
     everything = {
-        **dict.fromkeys(("a", "broken", "d", "loop"), link),
+        **dict.fromkeys(("a", "broken", "d", "itself", "loop"), link),
         **dict.fromkeys(("fifo", "sock"), special),
     }
     assert fetch(work, "**") == ({}, everything, None)
     assert fetch(work, "d/*") == ({}, {"d": link}, None)
+    assert fetch(work, "i*/s") == ({}, {}, None)
     assert fetch(work, "d/s") == ({}, {"d": link, "d/s": LEFT["missing"]}, None)
 
 

@@ -19,12 +19,26 @@ import termios
 
 import pytest
 
-from mentis_pool.observations import End, Error, Result, Start, Stream
+from mentis_pool.observations import (
+    Bundle,
+    Cut,
+    Display,
+    End,
+    Error,
+    Failure,
+    File,
+    Left,
+    Part,
+    Result,
+    Start,
+    Stream,
+)
 from mentis_pool.pool_stream import (
     Begin,
     Cancel,
     Cells,
     Closed,
+    Given,
     Open,
     PickledCall,
     Run,
@@ -148,7 +162,7 @@ class Init:
 class Stage:
     """A session whose supervisor has sandboxes that the test plays, and what it tells its client."""
 
-    def __init__(self, directory, most=1):
+    def __init__(self, directory, most=1, state="reuse"):
         self.directory = str(directory)
         self.inits = []
         self.said = collections.defaultdict(list)
@@ -161,7 +175,7 @@ class Stage:
         self.session = Session(self)
         self.session.attach(self, 0)
         self.session.obey(Begin(most))
-        self.session.obey(Open(LANE, "reuse"))
+        self.session.obey(Open(LANE, state))
 
     # as a Supervisor
 
@@ -247,15 +261,19 @@ def play(tmp_path, monkeypatch):
     """Runs a test's coroutine with a stage; nothing but what it plays takes longer than it should."""
     monkeypatch.setattr(supervisor, "PROMPT", 1000.0)
 
-    def run(script, *, most=1):
+    def run(script, **settings):
+        raised = []
+
         async def within():
-            stage = Stage(tmp_path, most)
+            asyncio.get_running_loop().set_exception_handler(lambda _, its: raised.append(its))
+            stage = Stage(tmp_path, **settings)
             try:
                 await script(stage)
             finally:
                 stage.close()
 
         asyncio.run(within())
+        assert raised == []
 
     return run
 
@@ -750,6 +768,103 @@ def test_whatever_happens_each_run_begins_once_at_most_and_has_an_outcome_of_its
         await walk.end()
 
     play(script, most=most)
+
+
+class Lies(Walk):
+    """As `Walk`, but a worker says whatever it likes, whenever it likes."""
+
+    def take(self, worker):
+        action = worker.take()
+        if action is not None:
+            self.took[action] = worker
+
+    def a_worker_goes_on(self, what, init, worker):
+        if what == "lie":
+            for _ in range(self.dice.randint(1, 4)):
+                # It may have been ended for the one before.
+                with contextlib.suppress(OSError):
+                    worker.sock.send(self.lie())
+        elif what == "shut":
+            with contextlib.suppress(OSError):
+                worker.sock.shutdown(self.dice.choice([socket.SHUT_RD, socket.SHUT_RDWR]))
+        else:
+            super().a_worker_goes_on(what, init, worker)
+
+    def lie(self):
+        dice = self.dice
+        numbers = [0, -1, 2**63 - 1, float("nan"), float("inf"), -1e300]
+        number = dice.choice([*range(self.added + 2), -1, 2**63 - 1])
+        used = End(
+            dice.choice(numbers), dice.choice(numbers), dice.choice([0, -1, 2**63 - 1, None])
+        )
+        failure = Failure(dice.choice(["MemoryError", "OSError", ""]), "[Errno 28] ", "t", True)
+        said = dice.choice(
+            [
+                Result(value=b"\xc1", text="\x1b", exit_code=-(2**63)),
+                Result(pickled=b"1", failure=failure),
+                *(Error(kind, "lies") for kind in ("payload", "died", "limit", "cancelled")),
+            ]
+        )
+        name = dice.choice(["a", "../a", "/etc/passwd", "", "b/c", "x" * 5000])
+        message = dice.choice(
+            [
+                wire.Done(number, said, used, dice.random() < 0.5),
+                wire.Done(number, said, used),
+                wire.Idle(),
+                Part(b"x" * dice.choice([0, 9])),
+                File(name, b"x" * dice.choice([0, 9, 2000]), dice.random() < 0.5),
+                Left(name, dice.choice(["large", "missing", "stopped"])),
+                Display(Bundle({"text/plain": "\x1b"}, {"x": b"y"}), name, dice.random() < 0.5),
+                Cut("displays", dice.choice([0, -(2**63), 2**64 - 1])),
+                wire.Died(number, 9, 0.0, 0),
+                wire.RunWork(number, PickledCall(b"x"), None),
+            ]
+        )
+        packed = bytearray(wire.pack(message))
+        if dice.random() < 0.2:
+            packed[dice.randrange(len(packed))] = dice.randrange(256)
+        return packed[: dice.randrange(len(packed))] if dice.random() < 0.1 else packed
+
+    async def end(self):
+        """Let all be ended that has not come to its end by itself."""
+        for action in range(self.added):
+            self.stage.session.obey(Cancel(action))
+        for _ in range(100):
+            await self.stage.go_on()
+            for init in self.stage.inits:
+                init.send_signals()
+            if self.added == sum(map(self.ends, range(self.added))):
+                return
+            await asyncio.sleep(0.002)
+        raise AssertionError([n for n in range(self.added) if self.ends(n) != 1])
+
+    def ends(self, action):
+        said = self.stage.said[action]
+        assert all(not isinstance(each, End) for each in said[:-1]), "it goes on after its end"
+        return bool(said) and isinstance(said[-1], End)
+
+
+LIES = [*["lie"] * 5, *["add"] * 2, *["work"] * 3, *["look"] * 6]
+LIES += ["write", "cancel", "strike", "die", "hasten", "lose", "shut"]
+GIVEN = [None, None, Given(["f"], {"A": "b"}, ["*", "b/*"]), Given(fetch=["a"])]
+
+
+@pytest.mark.parametrize("state", ["fresh", "reuse", "session"])
+@pytest.mark.parametrize("seed", range(SEEDS // 2))
+def test_whatever_workers_say_each_run_has_one_end_and_nothing_is_raised(
+    play, monkeypatch, state, seed
+):
+    monkeypatch.setitem(globals(), "STEPS", LIES)
+
+    async def script(stage):
+        walk = Lies(stage, random.Random(seed))
+        add = stage.run
+        stage.run = lambda *its, **more: add(*its, given=walk.dice.choice(GIVEN), **more)
+        for _ in range(200):
+            await walk.step()
+        await walk.end()
+
+    play(script, state=state, most=2)
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
