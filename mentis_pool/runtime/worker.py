@@ -30,7 +30,13 @@ from mentis_pool.limits import HEADROOM, Limits
 from mentis_pool.observations import Cut, Display, End, Error, Failure, File, Left, Part, Result
 from mentis_pool.pool_stream import Cells, Given, PickledCall, Put, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
-from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
+from mentis_pool.runtime.cells import (
+    CellRun,
+    CellShell,
+    exit_code,
+    failure_of,
+    forget_sources,
+)
 from mentis_pool.runtime.task_files import Environment, Fetching, NotPut, Putting
 from mentis_pool.text import to_text
 
@@ -38,6 +44,10 @@ from mentis_pool.text import to_text
 def maxrss_bytes(ru_maxrss: int) -> int:
     """The largest resident set of getrusage(2), which counts kilobytes but on macOS."""
     return ru_maxrss if sys.platform == "darwin" else ru_maxrss * 1024
+
+
+_REHEARSALS = 20
+_REHEARSED = Cells([b"print(end='')\n1"])
 
 
 class Worker:
@@ -76,6 +86,28 @@ class Worker:
         self._heard: deque[wire.ToWorker] = deque()
         self._renew()
         self._stdin(None)
+
+    @classmethod
+    def rehearsed(cls) -> Worker:
+        """A new one, where all that comes with a cell was done before.
+
+        Much is made when it is first needed, and CPython (3.11 and later) writes into the code
+        of a function until it knows how that is used.
+        """
+        its = cls()
+        ours, its._sock = socket.socketpair()
+        filled, its._runs = posix.packets()
+        its._pid, its._work = os.getpid(), os.getcwd()
+        with ours, its._sock, filled, its._runs:
+            for number in range(_REHEARSALS):
+                filled.send(wire.pack(wire.RunWork(number, _REHEARSED, None)))
+                run = its._next()
+                assert isinstance(run, wire.RunWork)
+                its._used = False
+                its._obey(run)
+                ours.recv(wire.PACKET)
+        forget_sources()
+        return cls()
 
     def settle(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
         """In an init: be of this sandbox."""

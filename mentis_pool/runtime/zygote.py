@@ -7,7 +7,6 @@ is gone it waits for the sandboxes to end, kills what is left, and exits.
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import os
@@ -58,12 +57,13 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
         what = f"preload={preload!r}: {text}" if preload else traceback.format_exc()
         sock.sendall(wire.pack(wire.Failed(what)))
         return
-    template = worker.Worker()
+    its = init.Init(worker.Worker.rehearsed(), ground)
+    ground.loaded()
     # What lives now lives for ever: no collection in a child will touch (and so copy) its pages.
     gc.collect()
     gc.freeze()
     sock.sendall(wire.pack(wire.Ready()))
-    _Zygote(sock, ground, functools.partial(init.main, template=template)).run()
+    _Zygote(sock, ground, its.run).run()
 
 
 class _Zygote:
@@ -123,12 +123,12 @@ class _Zygote:
                 os.close(self._woken)
                 os.close(self._wake)
                 sock, stdout, stderr = fds
+                # Its kind is given: to be asked for it is three calls more.
                 self._be_init(
-                    socket.socket(fileno=sock),
+                    socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, sock),
                     stdout,
                     stderr,
                     request.directory,
-                    self._ground,
                     request.limits,
                 )
                 code = 0
