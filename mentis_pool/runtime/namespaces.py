@@ -99,9 +99,7 @@ class Rooms:
         """As pid 1 of a new pid namespace: have mounts, ipc and a network of one's own."""
         kernel.set_dumpable(False)
         own_network = self._network == "none"
-        kernel.unshare(
-            kernel.NEW_MOUNTS | kernel.NEW_IPC | (kernel.NEW_NET if own_network else 0)
-        )
+        kernel.unshare(kernel.NEW_MOUNTS | kernel.NEW_IPC | (kernel.NEW_NET if own_network else 0))
         if own_network:
             _bring_up_loopback()
         kernel.mount("none", "/", None, kernel.RECURSIVE | kernel.PRIVATE)
