@@ -87,27 +87,27 @@ class Worker:
         self._renew()
         self._stdin(None)
 
-    @classmethod
-    def rehearsed(cls) -> Worker:
-        """A new one, where all that comes with a cell was done before.
+    def rehearse(self) -> None:
+        """In the zygote: do all that comes with a cell, so that it was done before.
 
         Much is made when it is first needed, and CPython (3.11 and later) writes into the code
         of a function until it knows how that is used.
         """
-        its = cls()
-        ours, its._sock = socket.socketpair()
-        filled, its._runs = posix.packets()
-        its._pid, its._work = os.getpid(), os.getcwd()
-        with ours, its._sock, filled, its._runs:
+        ours, self._sock = socket.socketpair()
+        filled, self._runs = posix.packets()
+        self._pid, self._work = os.getpid(), os.getcwd()
+        with ours, self._sock, filled, self._runs:
             for number in range(_REHEARSALS):
                 filled.send(wire.pack(wire.RunWork(number, _REHEARSED, None)))
-                run = its._next()
+                run = self._next()
                 assert isinstance(run, wire.RunWork)
-                its._used = False
-                its._obey(run)
+                self._obey(run)
                 ours.recv(wire.PACKET)
+                self._used = False
+        # None that is forked has to end them.
+        del self._sock, self._runs
         forget_sources()
-        return cls()
+        self._renew()
 
     def settle(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
         """In an init: be of this sandbox."""

@@ -57,7 +57,9 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
         what = f"preload={preload!r}: {text}" if preload else traceback.format_exc()
         sock.sendall(wire.pack(wire.Failed(what)))
         return
-    its = init.Init(worker.Worker.rehearsed(), ground)
+    template = worker.Worker()
+    template.rehearse()
+    its = init.Init(template, ground)
     ground.loaded()
     # What lives now lives for ever: no collection in a child will touch (and so copy) its pages.
     gc.collect()
