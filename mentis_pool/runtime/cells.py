@@ -404,9 +404,14 @@ def warm_up() -> None:
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         run.cells(["import math\nx = [1]\nprint(x)\nmath.pi", "display(1)", "1/0", "%pwd", "x ="])
+    forget_sources()
+    shell.clear()
+
+
+def forget_sources() -> None:
+    """Have no lines of cells that ran before."""
     for name in [name for name in linecache.cache if name.startswith("<cell ")]:
         del linecache.cache[name]
-    shell.clear()
 
 
 class CellRun:

@@ -31,7 +31,13 @@ from mentis_pool.limits import HEADROOM, Limits
 from mentis_pool.observations import Cut, Display, End, Error, Failure, File, Left, Part, Result
 from mentis_pool.pool_stream import Cells, Given, PickledCall, Put, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
-from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
+from mentis_pool.runtime.cells import (
+    CellRun,
+    CellShell,
+    exit_code,
+    failure_of,
+    forget_sources,
+)
 from mentis_pool.runtime.task_files import Environment, Fetching, NotPut, Putting
 from mentis_pool.text import to_text
 
@@ -42,6 +48,10 @@ _EXACT = 256
 def maxrss_bytes(ru_maxrss: int) -> int:
     """The largest resident set of getrusage(2), which counts kilobytes but on macOS."""
     return ru_maxrss if sys.platform == "darwin" else ru_maxrss * 1024
+
+
+_REHEARSALS = 20
+_REHEARSED = Cells([b"print(end='')\n1"])
 
 
 class Worker:
@@ -82,9 +92,31 @@ class Worker:
             limit=1 << 32,
         )
         self._heard: deque[wire.ToWorker] = deque()
-        self._stdout, self._stderr = _writer(1), _writer(2)
-        self._renew()
+        self._open_streams()
+        self._shell.clear()
         self._stdin(None)
+
+    def rehearse(self) -> None:
+        """In the zygote: do all that comes with a cell, so that it was done before.
+
+        Much is made when it is first needed, and CPython (3.11 and later) writes into the code
+        of a function until it knows how that is used.
+        """
+        ours, self._sock = socket.socketpair()
+        filled, self._runs = posix.packets()
+        self._pid, self._work = os.getpid(), os.getcwd()
+        with ours, self._sock, filled, self._runs:
+            for number in range(_REHEARSALS):
+                filled.send(wire.pack(wire.RunWork(number, _REHEARSED, None)))
+                run = self._next()
+                assert isinstance(run, wire.RunWork)
+                self._obey(run)
+                ours.recv(wire.PACKET)
+                self._used = False
+        # None that is forked has to end them.
+        del self._sock, self._runs
+        forget_sources()
+        self._renew()
 
     def settle(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
         """In an init: be of this sandbox."""
@@ -94,6 +126,8 @@ class Worker:
         self._out = tuple(moved_away(fd) for fd in (stdout, stderr))
         tempfile.tempdir = None
         self._connect()
+        # Those of the zygote were made on what may be no pipe, and would seek in it.
+        self._open_streams()
 
     def run(self, sock: socket.socket, runs: socket.socket, written: int | None) -> None:
         """Take ``runs`` until end-of-file, in the forked process; what happens is said to ``sock``."""
@@ -279,12 +313,20 @@ class Worker:
 
     def _renew(self) -> None:
         """What a cell may have changed of the interpreter as it is for a new one."""
-        if not (_is_as_made(self._stdout, 1) and _is_as_made(self._stderr, 2)):
-            self._stdout, self._stderr = _writer(1), _writer(2)
+        if _is_as_made(self._stdout, 1) and _is_as_made(self._stderr, 2):
+            self._show_streams()
+        else:
+            self._open_streams()
+        self._shell.clear()
+
+    def _open_streams(self) -> None:
+        self._stdout, self._stderr = _writer(1), _writer(2)
+        self._show_streams()
+
+    def _show_streams(self) -> None:
         vars(sys).update(stdout=self._stdout, __stdout__=self._stdout)
         vars(sys).update(stderr=self._stderr, __stderr__=self._stderr)
         sys.argv = [""]
-        self._shell.clear()
 
     def _stdin(self, text: bytes | None) -> None:
         if text is None:

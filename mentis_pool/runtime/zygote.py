@@ -7,7 +7,6 @@ is gone it waits for the sandboxes to end, kills what is left, and exits.
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import os
@@ -61,11 +60,14 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
         sock.sendall(wire.pack(wire.Failed(what)))
         return
     template = worker.Worker()
+    template.rehearse()
+    its = init.Init(template, ground)
+    ground.loaded()
     # What lives now lives for ever: no collection in a child will touch (and so copy) its pages.
     gc.collect()
     gc.freeze()
     sock.sendall(wire.pack(wire.Ready()))
-    _Zygote(sock, ground, functools.partial(init.main, template=template)).run()
+    _Zygote(sock, ground, its.run).run()
 
 
 _REINSTALL = "Install mentis_pool and what it needs anew: pip install --force-reinstall mentis_pool"
@@ -141,12 +143,12 @@ class _Zygote:
                 os.close(self._woken)
                 os.close(self._wake)
                 sock, stdout, stderr = fds
+                # Its kind is given: to be asked for it is three calls more.
                 self._be_init(
-                    socket.socket(fileno=sock),
+                    socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, sock),
                     stdout,
                     stderr,
                     request.directory,
-                    self._ground,
                     request.limits,
                 )
                 code = 0

@@ -225,6 +225,16 @@ def test_what_threads_display_at_once_arrives_whole():
     assert shown == {letter * 5_000_000 for letter in "abcd"}
 
 
+@pytest.mark.parametrize("state", ["executor", "reuse"])
+def test_a_cell_may_set_up_its_streams_as_it_likes(request, state):
+    result = request.getfixturevalue(state).submit(
+        "import sys\nfor stream in (sys.stdout, sys.stderr):\n"
+        "    stream.reconfigure(encoding='latin-1', errors='replace', newline='\\r\\n')\n"
+        "    print('é€', file=stream)\nsys.stdout.seekable()"
+    ).result()
+    assert (result.stdout, result.stderr, result.value) == ("\udce9?\r\n", "\udce9?\r\n", False)
+
+
 TOUCHED = {
     "another way to end lines": "sys.stdout.reconfigure(newline='\\r\\n')",
     "another encoding": "sys.stdout.reconfigure(encoding='utf-16', errors='ignore')",

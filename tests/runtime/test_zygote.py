@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+
 from mentis_pool import SandboxExecutor
+
+QUICKENED = """
+import dis, sys
+frame = sys._getframe()
+while frame.f_code.co_name != "_obey":
+    frame = frame.f_back
+[i.opname for i in dis.get_instructions(frame.f_code, adaptive=True) if "LOAD_ATTR_" in i.opname] != []
+"""
 
 
 def test_no_collection_touches_what_was_there_before_the_cell(executor):
@@ -27,3 +39,15 @@ def test_it_has_one_thread_and_so_has_whatever_forks_from_it(own_temp, processes
                     threads[pid] = next(line for line in status if line.startswith("Threads:"))
     assert len(threads) > 1, "it and the first process of a sandbox at least"
     assert set(threads.values()) == {"Threads:\t1\n"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no code is written into there")
+def test_the_interpreter_knows_a_workers_code_before_its_first_cell(executor):
+    assert executor.submit(QUICKENED).result().value
+
+
+def test_a_first_cell_sees_nothing_of_what_was_done_before(executor):
+    cell = (
+        "import linecache\n_, len(In), sorted(n for n in linecache.cache if n.startswith('<cell'))"
+    )
+    assert executor.submit(cell).result().value == ("", 2, ["<cell 1>"])
