@@ -178,9 +178,9 @@ def target(pool, exposed, tmp_path):
     marker = f"attacked-{secrets.token_hex(6)}"
     (tmp_path / "secret").write_text("secret")
     key = secrets.randbelow(1 << 30) + 1
-    words = [sys.executable, "-c", "import time; time.sleep(60)", marker]
+    words = ["sh", "-c", "read _", marker]
     with (
-        subprocess.Popen(words, env={"MARKER": marker}) as victim,
+        subprocess.Popen(words, env={"MARKER": marker}, stdin=subprocess.PIPE) as victim,
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.socket(socket.AF_UNIX) as abstract,
         pool.session() as session,
@@ -218,7 +218,7 @@ def target(pool, exposed, tmp_path):
 
 def beside_a_neighbour(pool, cell, **variables):
     """The future of a cell, at whose side another one gives what it should, as one does after it."""
-    neighbour = pool.submit("import time\ntime.sleep(0.2)\nsum(range(1000))")
+    neighbour = pool.submit("import time\ntime.sleep(0.05)\nsum(range(1000))")
     future = pool.submit(cell, **variables)
     future.exception()
     assert neighbour.result().value == 499500

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from mentis_pool import CellTimeout, Cut, SandboxError, SandboxExecutor, Stream
+from mentis_pool.runtime import local
 
 MB = 1024 * 1024
 
@@ -413,6 +414,8 @@ def test_a_cell_that_forges_counts_harms_nobody(executor):
 
 
 def test_a_stopped_first_process_is_killed_with_all_that_it_has(monkeypatch, own_temp, eventually):
+    hasty = "from mentis_pool.runtime import supervisor\nsupervisor.PATIENCE = 1.0\nmain()\n"
+    monkeypatch.setattr(local, "_RUNTIME", local._RUNTIME.replace("main()\n", hasty))
     cell = (
         "import os, signal, time\n"
         "if os.fork() == 0:\n    os.setsid()\n    time.sleep(300)\n    os._exit(0)\n"
