@@ -113,7 +113,8 @@ def sharing():
     Its sandboxes find what those of an embedded one do.
     """
     token = "of-all-tests"
-    runtime = LocalRuntime(["pytest"], 1, token)
+    # What tests import, to be imported once.
+    runtime = LocalRuntime(["mentis_pool.executor", "psutil", "pytest"], 1, token)
     yield functools.partial(SandboxExecutor, runtime=runtime.url, token=token)
     runtime.stop()
 

@@ -169,8 +169,8 @@ def test_waiters_of_a_cancelled_future_are_told_once(single):
 # ── callbacks ───────────────────────────────────────────────────────────────
 
 
-def test_a_callback_may_submit_and_wait_for_room_of_none(own_temp):
-    with SandboxExecutor(max_workers=1, max_queue=1) as executor:
+def test_a_callback_may_submit_and_wait_for_room_of_none(sharing):
+    with sharing(max_workers=1, max_queue=1) as executor:
         got = queue.Queue()
 
         def again(future):
@@ -509,8 +509,8 @@ def test_a_deadline_holds_for_all_attempts(marking, tmp_path):
 # ── back-pressure ───────────────────────────────────────────────────────────
 
 
-def test_one_too_many_is_refused(own_temp):
-    with SandboxExecutor(max_workers=1, max_queue=2, when_full="raise") as executor:
+def test_one_too_many_is_refused(sharing):
+    with sharing(max_workers=1, max_queue=2, when_full="raise") as executor:
         end = busy(executor)
         waiting = [executor.submit("1"), executor.submit(abs, -1)]
         with pytest.raises(QueueFull, match="max_queue=2"):
@@ -524,8 +524,8 @@ def test_one_too_many_is_refused(own_temp):
         assert executor.submit("4").result(BOUND).value == 4
 
 
-def test_many_threads_never_have_more_waiting_and_all_get_theirs(own_temp):
-    with SandboxExecutor(max_workers=2, max_queue=3) as executor:
+def test_many_threads_never_have_more_waiting_and_all_get_theirs(sharing):
+    with sharing(max_workers=2, max_queue=3) as executor:
         pool, most = executor._engine._pool, []
         stop = threading.Event()
 

@@ -39,6 +39,13 @@ def executor(own_temp):
         yield executor
 
 
+@pytest.fixture(scope="module")
+def lasting():
+    """For tests that end no process of it."""
+    with SandboxExecutor(max_workers=2) as executor:
+        yield executor
+
+
 def test_a_runtime_that_dies_fails_what_ran_and_is_started_again(executor):
     running = [executor.submit(SLEEP) for _ in range(2)]
     waiting = [executor.submit(str(i)) for i in range(5)]
@@ -173,37 +180,37 @@ def readers(executor, monkeypatch, call):
 
 
 @needs_epoll
-def test_who_waits_for_a_short_call_reads_its_answer(executor, monkeypatch, eventually):
+def test_who_waits_for_a_short_call_reads_its_answer(lasting, monkeypatch, eventually):
     def one():
-        assert executor.submit(abs, -1).result(20) == 1
+        assert lasting.submit(abs, -1).result(20) == 1
 
     one()
     me = threading.current_thread()
     # One that takes longer, as on a busy machine, is read by the dispatcher.
-    eventually(lambda: me in readers(executor, monkeypatch, one))
+    eventually(lambda: me in readers(lasting, monkeypatch, one))
 
 
-def test_who_waits_reads_nothing_while_there_are_callbacks_or_others_wait(executor, monkeypatch):
-    executor.submit(abs, -1).result(20)
+def test_who_waits_reads_nothing_while_there_are_callbacks_or_others_wait(lasting, monkeypatch):
+    lasting.submit(abs, -1).result(20)
 
     def with_callback():
         threads = []
-        future = executor.submit(abs, -1)
+        future = lasting.submit(abs, -1)
         future.add_done_callback(lambda _: threads.append(threading.current_thread()))
         assert future.result(20) == 1
         return threads
 
     def one_of_two():
-        other = executor.submit("import time; time.sleep(0.2)")
+        other = lasting.submit("import time; time.sleep(0.2)")
         started(other)
         for _ in range(20):
-            assert executor.submit(abs, -1).result(20) == 1
+            assert lasting.submit(abs, -1).result(20) == 1
         other.result(20)
 
     me = threading.current_thread()
     for _ in range(20):
-        assert me not in readers(executor, monkeypatch, with_callback)
-    assert me not in readers(executor, monkeypatch, one_of_two)
+        assert me not in readers(lasting, monkeypatch, with_callback)
+    assert me not in readers(lasting, monkeypatch, one_of_two)
 
 
 @needs_epoll
@@ -301,8 +308,8 @@ def test_a_forked_child_may_not_submit_and_harms_nothing(own_temp):
         assert executor.submit("2").result().value == 2
 
 
-def test_many_threads_submit_and_each_gets_its_own(own_temp):
-    with SandboxExecutor(max_workers=2, state="reuse") as executor:
+def test_many_threads_submit_and_each_gets_its_own(sharing):
+    with sharing(max_workers=2, state="reuse") as executor:
         got = {}
 
         def work(name):
@@ -437,22 +444,22 @@ def test_an_unhandled_exception_in_the_block_still_ends_everything(own_temp, pro
     assert nothing_left(own_temp, processes)
 
 
-def test_a_callback_that_exits_ends_no_thread_of_ours(executor):
+def test_a_callback_that_exits_ends_no_thread_of_ours(lasting):
     def leave(future):
         raise SystemExit
 
-    futures = [executor.submit("import time; time.sleep(0.1)") for _ in range(3)]
+    futures = [lasting.submit("import time; time.sleep(0.1)") for _ in range(3)]
     for future in futures:
         future.add_done_callback(leave)
     assert [future.result(10).error for future in futures] == [None] * 3
-    assert executor.submit("1").result(10).value == 1
+    assert lasting.submit("1").result(10).value == 1
 
 
-def test_a_thread_that_cannot_be_started_is_tried_again(own_temp, monkeypatch):
+def test_a_thread_that_cannot_be_started_is_tried_again(sharing, monkeypatch):
     def no_more(self):
         raise RuntimeError("can't start new thread")
 
-    with SandboxExecutor(max_workers=1) as executor:
+    with sharing(max_workers=1) as executor:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_more)
             with pytest.raises(RuntimeError, match="start new thread"):

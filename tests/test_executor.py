@@ -399,9 +399,9 @@ def test_the_public_names_are_these():
         assert inspect.getdoc(getattr(mentis_pool, name))
 
 
-def test_by_default_there_are_as_many_workers_as_cpus(monkeypatch):
+def test_by_default_there_are_as_many_workers_as_cpus(sharing, monkeypatch):
     monkeypatch.setattr("mentis_pool.executor.cpus", lambda: 3)
-    with SandboxExecutor() as executor:
+    with sharing() as executor:
         spans = "import time; b = time.time(); time.sleep(0.3); (b, time.time())"
         times = [result.value for result in executor.map([spans] * 4)]
     assert max(sum(b <= at < e for b, e in times) for at, _ in times) == 3

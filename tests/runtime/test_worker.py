@@ -165,15 +165,15 @@ def returned_while_it_is_interrupted(size):
     return bytes(size)
 
 
-def test_an_interrupt_while_a_result_is_sent_cuts_nothing_off():
-    with SandboxExecutor(1, state="fresh") as executor:
+def test_an_interrupt_while_a_result_is_sent_cuts_nothing_off(sharing):
+    with sharing(1, state="fresh") as executor:
         future = executor.submit(returned_while_it_is_interrupted, 100_000_000)
         assert future.exception(30) is None
         assert future.result() == bytes(100_000_000)
 
 
-def test_an_interrupt_while_something_is_displayed_comes_when_that_is_sent():
-    with SandboxExecutor(1, max_output=None) as executor:
+def test_an_interrupt_while_something_is_displayed_comes_when_that_is_sent(sharing):
+    with sharing(1, max_output=None) as executor:
         future = executor.submit(
             "import os, signal, threading, time\n"
             "from mentis_pool.runtime import wire\n"
@@ -197,8 +197,8 @@ def test_an_interrupt_while_something_is_displayed_comes_when_that_is_sent():
     assert [display["text/html"] for display in result.displays] == ["y" * 10_000_000] * 5
 
 
-def test_what_threads_display_at_once_arrives_whole():
-    with SandboxExecutor(1, max_output=None) as executor:
+def test_what_threads_display_at_once_arrives_whole(sharing):
+    with sharing(1, max_output=None) as executor:
         future = executor.submit(
             "import threading\n"
             "def show(letter):\n"
