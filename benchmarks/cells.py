@@ -45,6 +45,8 @@ CELL = "print('x')\n1"
 WORKERS = 2
 PATIENCE = 60.0
 """Seconds that anything may take before the benchmark gives up."""
+REST = 0.4
+"""Seconds without a process that begins or ends after which memory has come to rest."""
 MEGABYTE = 1e6
 
 FIRST_CELL = f"""
@@ -425,7 +427,7 @@ def settled(process: psutil.Process) -> list[psutil.Process]:
         if time.monotonic() > deadline:
             sys.exit(f"what is below process {process.pid} does not come to rest")
         before = now
-        time.sleep(0.4)
+        time.sleep(REST)
     return now
 
 
