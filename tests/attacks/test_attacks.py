@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import attack_catalog
+from benchmarks import attack_catalog, attack_run
 from benchmarks.attack_run import Pool
 
 # What else may go wrong where a process is kept: there it is about the process itself.
@@ -21,6 +21,12 @@ ATTACKS = [
     for attack in attack_catalog.ATTACKS
     if state in attack.states and (state == "fresh" or attack.group in KEPT)
 ]
+
+
+@pytest.fixture(autouse=True)
+def busy_machine(monkeypatch):
+    """Other tests may run beside these, which slow down a neighbour as well."""
+    monkeypatch.setattr(attack_run, "SLOW", 15.0)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mentis_pool import CellError, SandboxDied, SandboxError, SandboxExecutor
+from mentis_pool import CellError, SandboxDied, SandboxError
 
 
 def test_output_written_to_descriptors_and_by_children_is_the_cells(executor):
