@@ -548,8 +548,8 @@ def test_many_threads_never_have_more_waiting_and_all_get_theirs(sharing):
         assert max(most) <= 3
 
 
-def test_who_waits_for_room_hears_of_the_end(own_temp):
-    executor = SandboxExecutor(max_workers=1, max_queue=1)
+def test_who_waits_for_room_hears_of_the_end(sharing):
+    executor = sharing(max_workers=1, max_queue=1)
     busy(executor)
     executor.submit("1")
     heard = queue.Queue()

@@ -140,10 +140,8 @@ def test_a_fault_of_the_dispatcher_breaks_the_pool_and_hangs_nobody(
     assert processes(own_temp) == []
 
 
-def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(
-    own_temp, monkeypatch
-):
-    executor = SandboxExecutor(max_workers=1)
+def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(sharing, monkeypatch):
+    executor = sharing(max_workers=1)
     executor.submit("1").result()
 
     def interrupted(*_):
@@ -274,16 +272,16 @@ def test_a_forgotten_executor_finishes_and_is_collected(own_temp, processes, eve
     assert set(threading.enumerate()) <= before
 
 
-def test_a_view_keeps_its_executor(own_temp):
-    view = SandboxExecutor(max_workers=1).options(timeout=5)
+def test_a_view_keeps_its_executor(sharing):
+    view = sharing(max_workers=1).options(timeout=5)
     gc.collect()
     assert view.submit("1").result().value == 1
     assert view.submit("2").result().value == 2
     view.shutdown()
 
 
-def test_shutdown_from_a_callback_does_not_wait_for_itself(own_temp):
-    executor = SandboxExecutor(max_workers=1)
+def test_shutdown_from_a_callback_does_not_wait_for_itself(sharing):
+    executor = sharing(max_workers=1)
     done = threading.Event()
     future = executor.options(on_output=lambda piece: None).submit("print(1)")
     future.add_done_callback(lambda _: (executor.shutdown(), done.set()))
@@ -291,8 +289,8 @@ def test_shutdown_from_a_callback_does_not_wait_for_itself(own_temp):
     executor.shutdown()
 
 
-def test_a_forked_child_may_not_submit_and_harms_nothing(own_temp):
-    with SandboxExecutor(max_workers=1) as executor:
+def test_a_forked_child_may_not_submit_and_harms_nothing(sharing):
+    with sharing(max_workers=1) as executor:
         executor.submit("1").result()
         pid = os.fork()
         if pid == 0:
@@ -522,7 +520,8 @@ def test_a_runtime_that_is_lost_again_and_again_is_started_after_a_longer_wait_e
 
 
 @pytest.mark.parametrize("started", [0, 1])
-def test_threads_that_cannot_be_started_leave_none_behind(executor, monkeypatch, started):
+def test_threads_that_cannot_be_started_leave_none_behind(sharing, monkeypatch, started):
+    executor = sharing(max_workers=2)
     before = set(threading.enumerate())
     start = threading.Thread.start
     left = [started]
@@ -539,3 +538,4 @@ def test_threads_that_cannot_be_started_leave_none_behind(executor, monkeypatch,
             executor.submit("1")
     assert set(threading.enumerate()) == before
     assert executor.submit("1").result(20).value == 1
+    executor.shutdown()

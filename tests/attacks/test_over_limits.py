@@ -162,29 +162,29 @@ COMPUTES = {
 
 
 @pytest.fixture(scope="module")
-def limited():
-    with SandboxExecutor(2, limits=LIMITS, timeout=60) as executor:
+def limited(sharing):
+    with sharing(2, limits=LIMITS, timeout=60) as executor:
         executor.run(["1"] * 2)
         yield executor
 
 
 @pytest.fixture(scope="module")
-def kept():
-    with SandboxExecutor(2, limits=LIMITS, timeout=60, state="reuse") as executor:
+def kept(sharing):
+    with sharing(2, limits=LIMITS, timeout=60, state="reuse") as executor:
         executor.run(["1"] * 2)
         yield executor
 
 
 @pytest.fixture(scope="module")
-def computing():
+def computing(sharing):
     """On a busy machine other attacks take longer than this."""
-    with SandboxExecutor(2, limits=Limits(cpu_seconds=0.5), timeout=60) as executor:
+    with sharing(2, limits=Limits(cpu_seconds=0.5), timeout=60) as executor:
         executor.run(["1"] * 2)
         yield executor
 
 
 @pytest.fixture(scope="module")
-def without():
+def without(sharing):
     """A function that gives the executor without a limit; no other one is what held it."""
     executors: dict[str, SandboxExecutor] = {}
 
@@ -195,7 +195,7 @@ def without():
             if which == "processes":
                 # Many of them need memory as well.
                 limits = Limits(None, processes=None)
-            executors[which] = SandboxExecutor(2, limits=limits, timeout=60)
+            executors[which] = sharing(2, limits=limits, timeout=60)
         return executors[which]
 
     yield executor
