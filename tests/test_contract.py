@@ -128,13 +128,14 @@ def test_true_means_that_it_is_ended_though_it_may_just_have_begun(marking, tmp_
     assert all(future.cancelled() for future in cancelled)
 
 
-def test_what_runs_cannot_be_cancelled_and_only_that_is_running(single):
-    running = single.submit(family.NAMED + "time.sleep(0.3)\n5")
+def test_what_runs_cannot_be_cancelled_and_only_that_is_running(single, shown):
+    running = single.submit(family.WAIT, go=str(shown / "go"))
     waiting = single.submit("6")
     family.worker_of(running)
     assert (running.running(), waiting.running()) == (True, False)
     assert not running.cancel()
     assert running.running()
+    (shown / "go").touch()
     assert running.result(BOUND).value == 5
     assert (running.running(), running.cancel()) == (False, False)
     assert waiting.result(BOUND).value == 6
@@ -213,8 +214,8 @@ def test_a_callback_may_shut_down(own_temp, eventually, wait):
 
 
 @pytest.mark.parametrize("kind", ["cell", "call"])
-def test_an_interrupt_is_a_keyboardinterrupt_in_that_task_alone(executor, kind):
-    other = executor.submit(family.NAMED + "time.sleep(0.3)\n5")
+def test_an_interrupt_is_a_keyboardinterrupt_in_that_task_alone(executor, shown, kind):
+    other = executor.submit(family.WAIT, go=str(shown / "go"))
     hit = executor.submit(family.SLEEP if kind == "cell" else family.asleep)
     family.started(hit, other)
     assert hit.interrupt()
@@ -227,12 +228,13 @@ def test_an_interrupt_is_a_keyboardinterrupt_in_that_task_alone(executor, kind):
     # Its slot is free while the other still runs.
     assert executor.submit("6").result(BOUND).value == 6
     assert not other.done()
+    (shown / "go").touch()
     assert other.result(BOUND).value == 5
 
 
 @pytest.mark.parametrize("kind", ["cell", "call"])
-def test_a_kill_ends_that_task_alone_whatever_it_does(executor, kind):
-    other = executor.submit(family.NAMED + "time.sleep(0.3)\n5")
+def test_a_kill_ends_that_task_alone_whatever_it_does(executor, shown, kind):
+    other = executor.submit(family.WAIT, go=str(shown / "go"))
     if kind == "cell":
         hit = executor.submit(
             family.NAMED
@@ -252,6 +254,7 @@ def test_a_kill_ends_that_task_alone_whatever_it_does(executor, kind):
     worker.wait(BOUND)
     assert executor.submit("6").result(BOUND).value == 6
     assert not other.done()
+    (shown / "go").touch()
     assert other.result(BOUND).value == 5
 
 

@@ -64,10 +64,6 @@ def executor(request):
     return request.getfixturevalue("lasting" if victim in ALONE else "own")
 
 
-WAIT = family.NAMED + "while not os.path.exists(go): time.sleep(0.01)\n5"
-"""A cell that runs until there is such a file."""
-
-
 def kill(victim, executor, worker):
     """End what runs this worker, or what that stands on."""
     if victim == "worker":
@@ -111,7 +107,7 @@ def test_what_runs_in_it_died_and_what_waits_or_travels_is_run_all_the_same(
     executor, shown, victim
 ):
     hit = executor.submit(family.SLEEP if victim in ("worker", "zygote") else family.asleep)
-    other = executor.submit(WAIT, go=str(shown / "go"))
+    other = executor.submit(family.WAIT, go=str(shown / "go"))
     worker = family.worker_of(hit)
     said = hit.stdout
     family.worker_of(other)
@@ -154,7 +150,7 @@ def test_what_may_have_begun_and_may_not_be_tried_again_is_unknown_and_the_rest_
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_what_is_returning_died_unless_all_of_it_came(executor, shown, victim):
     hit = executor.submit(family.large)
-    other = executor.submit(WAIT, go=str(shown / "go"))
+    other = executor.submit(family.WAIT, go=str(shown / "go"))
     family.worker_of(other)
     next(said for said in hit.observations() if isinstance(said, Part))
     kill(victim, executor, family.worker_of(hit))
@@ -196,14 +192,15 @@ def spares(worker):
     return [each for each in worker.parent().children() if each.pid != worker.pid]
 
 
-def test_the_next_worker_may_die_while_one_runs(eventually):
+def test_the_next_worker_may_die_while_one_runs(eventually, shown):
     # Behind a wall there is none while one runs.
     with SandboxExecutor(2, isolation="process") as executor:
-        running = executor.submit(family.NAMED + "time.sleep(0.5)\n1")
+        running = executor.submit(family.WAIT, go=str(shown / "go"))
         worker = family.worker_of(running)
         [spare] = eventually(lambda: spares(worker))
         spare.kill()
-        assert running.result(BOUND).value == 1
+        (shown / "go").touch()
+        assert running.result(BOUND).value == 5
         assert executor.submit("2").result(BOUND).value == 2
 
 
