@@ -414,7 +414,7 @@ def test_ctrl_c_reaches_the_client_alone(own_temp, processes, eventually):
         "    print([future.result().stdout for future in futures], flush=True)\n"
     )
     # As a terminal does it: the whole foreground process group gets the signal.
-    process = client(1, then, start_new_session=True)
+    process = client(0.5, then, start_new_session=True)
     assert process.stdout.readline() == "set\n"
     os.killpg(process.pid, signal.SIGINT)
     assert finish(process) == ("['x\\n', 'x\\n', 'x\\n']\n", "")
