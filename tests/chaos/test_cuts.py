@@ -91,7 +91,6 @@ def hasty(monkeypatch):
     monkeypatch.setattr(connection, "PING", 0.3)
     monkeypatch.setattr(connection, "ANSWER_WITHIN", 0.3)
     monkeypatch.setattr(connection, "REJOIN_WITHIN", 1.0)
-    monkeypatch.setattr(connection, "REFUSED_WITHIN", 0.5)
 
 
 def test_a_runtime_that_says_nothing_any_more_is_left_in_seconds(runtime, hasty):
@@ -121,7 +120,8 @@ def test_a_runtime_that_only_paused_is_waited_for(runtime, hasty):
             assert future.result(60).stdout == "".join(f"{i}\n" for i in range(20))
 
 
-def test_a_client_that_stays_away_finds_its_session_over(hasty):
+def test_a_client_that_stays_away_finds_its_session_over(monkeypatch):
+    monkeypatch.setattr(connection, "REFUSED_WITHIN", 0.5)
     process, url, token = serve("--linger", "0.2")
     with Chaos(url, Weather(cut_every=None)) as chaos:
         with SandboxExecutor(1, runtime=chaos.url, token=token) as executor:
