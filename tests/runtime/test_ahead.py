@@ -169,7 +169,7 @@ def steal(then):
 @pytest.mark.skipif(not posix.KEEPS_PACKETS, reason="nothing is sent ahead here")
 @pytest.mark.parametrize("then", ["goes", "stays"])
 def test_whatever_is_stolen_every_future_is_settled(two, then):
-    for _ in range(10):
+    for _ in range(6):
         warm(two)
         futures = [two.submit(same, i) for i in range(20)]
         thief = two.submit(steal, then)
