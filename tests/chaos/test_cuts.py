@@ -11,7 +11,7 @@ from conftest import end, serve
 
 from mentis_pool import OutcomeUnknown, SandboxDied, SandboxExecutor, connection
 
-CELLS = 800
+CELLS = 1500
 CELL = """
 import hashlib
 with open(log, "a") as file:
@@ -36,7 +36,7 @@ def runtime():
 @pytest.mark.parametrize("seed", [1, 2])
 def test_each_cell_runs_once_and_gives_its_own(runtime, tmp_path, seed):
     url, token = runtime
-    with Chaos(url, Weather(cut_every=0.08), seed) as chaos:
+    with Chaos(url, Weather(cut_every=0.15), seed) as chaos:
         with SandboxExecutor(2, runtime=chaos.url, token=token, state="reuse") as executor:
             log = str(tmp_path / "log")
             futures = [executor.submit(CELL, i=i, log=log) for i in range(CELLS)]
