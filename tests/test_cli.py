@@ -186,7 +186,7 @@ def test_each_cell_prints_under_its_name():
         "run", "-c", "print('one')", "-c", "import math; math.pi", "-c", "!echo three"
     )
     assert out == "── cell 1\none\n── cell 2\n3.141592653589793\n── cell 3\nthree\n"
-    assert err == ""
+    assert err == "", "there is no bar where stderr is no terminal"
 
 
 def test_one_program_alone_has_no_heading():
@@ -560,10 +560,6 @@ def test_a_terminal_has_a_progress_bar_and_no_foreign_escapes():
 
 def test_one_program_has_no_bar():
     assert on_a_terminal("run", "-c", "print(1)") == "1\r\n"
-
-
-def test_there_is_no_bar_where_stderr_is_no_terminal():
-    assert mentis_pool("run", "-c", "1", "-c", "2")[1] == ""
 
 
 # ── the end ─────────────────────────────────────────────────────────────────

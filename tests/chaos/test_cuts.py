@@ -126,7 +126,8 @@ def test_a_runtime_that_only_paused_is_waited_for(runtime, hasty):
             assert future.result(60).stdout == "".join(f"{i}\n" for i in range(20))
 
 
-def test_a_client_that_stays_away_finds_its_session_over(runtime):
+def test_a_client_that_stays_away_finds_its_session_over(monkeypatch):
+    monkeypatch.setattr(connection, "REFUSED_WITHIN", 0.5)
     process, url, token = serve("--linger", "0.2")
     with Chaos(url, Weather(cut_every=None)) as chaos:
         with SandboxExecutor(1, runtime=chaos.url, token=token, retries=RETRIES) as executor:

@@ -173,12 +173,12 @@ KILLED = """
 import os, random, signal, sys, time
 from mentis_pool import SandboxExecutor
 sys.path.append(sys.argv[1])  # and so it is among the words of all processes that are started
-for number in range(40):
+for number in range(20):
     client = os.fork()
     if client == 0:
         SandboxExecutor(max_workers=1).submit("1").result()
         time.sleep(60)
-    time.sleep((number + random.random()) * 0.15 / 40)
+    time.sleep((number + random.random()) * 0.15 / 20)
     os.kill(client, signal.SIGKILL)
     os.waitpid(client, 0)
 """

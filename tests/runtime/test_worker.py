@@ -150,7 +150,7 @@ def test_a_cell_that_replaces_what_the_worker_uses_fails_or_works_but_never_hang
         "import gc, sys\nsys.setrecursionlimit(50)\n5",
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))\n5",
     ):
-        [result] = executor.options(timeout=5).run([cell])
+        [result] = executor.options(timeout=1).run([cell])
         assert result.error is None or isinstance(
             result.error, (CellError, SandboxError, TimeoutError)
         )
@@ -178,15 +178,15 @@ def returned_while_it_is_interrupted(size):
     return bytes(size)
 
 
-def test_an_interrupt_while_a_result_is_sent_cuts_nothing_off():
-    with SandboxExecutor(1, state="fresh") as executor:
+def test_an_interrupt_while_a_result_is_sent_cuts_nothing_off(sharing):
+    with sharing(1, state="fresh") as executor:
         future = executor.submit(returned_while_it_is_interrupted, 100_000_000)
         assert future.exception(30) is None
         assert future.result() == bytes(100_000_000)
 
 
-def test_an_interrupt_while_something_is_displayed_comes_when_that_is_sent():
-    with SandboxExecutor(1, max_output=None) as executor:
+def test_an_interrupt_while_something_is_displayed_comes_when_that_is_sent(sharing):
+    with sharing(1, max_output=None) as executor:
         future = executor.submit(
             "import os, signal, threading, time\n"
             "from mentis_pool.runtime import wire\n"
@@ -210,8 +210,8 @@ def test_an_interrupt_while_something_is_displayed_comes_when_that_is_sent():
     assert [display["text/html"] for display in result.displays] == ["y" * 10_000_000] * 5
 
 
-def test_what_threads_display_at_once_arrives_whole():
-    with SandboxExecutor(1, max_output=None) as executor:
+def test_what_threads_display_at_once_arrives_whole(sharing):
+    with sharing(1, max_output=None) as executor:
         future = executor.submit(
             "import threading\n"
             "def show(letter):\n"
@@ -227,7 +227,8 @@ def test_what_threads_display_at_once_arrives_whole():
 
 @pytest.mark.parametrize("state", ["executor", "reuse"])
 def test_a_cell_may_set_up_its_streams_as_it_likes(request, state):
-    result = request.getfixturevalue(state).submit(
+    executor = request.getfixturevalue(state)
+    result = executor.submit(
         "import sys\nfor stream in (sys.stdout, sys.stderr):\n"
         "    stream.reconfigure(encoding='latin-1', errors='replace', newline='\\r\\n')\n"
         "    print('é€', file=stream)\nsys.stdout.seekable()"
