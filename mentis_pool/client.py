@@ -232,6 +232,8 @@ class Client:
             error = RuntimeRejected(refused(url, answer.status, answer.data))
             error.status = answer.status
             raise error
+        if expected is not NoneType and not answer.data:
+            raise Unanswered(f"{self.address.url} gave no answer: it was cut off")
         # 204: there is nothing to read.
         content = b"null" if expected is NoneType else answer.data
         try:

@@ -63,6 +63,11 @@ class TaskFuture(Future[T]):
             self._control.lead(task)
         return super().result(timeout)
 
+    def running(self) -> bool:
+        """Whether it runs now; not while it waits to be run again."""
+        task = self._task
+        return super().running() and (task is None or not task.waits)
+
     # ── what it says ────────────────────────────────────────────────────────
 
     def observations(self) -> Iterator[Observation]:
@@ -137,8 +142,11 @@ class TaskFuture(Future[T]):
     def kill(self) -> bool:
         """Kill the process that runs it: the outcome is `SandboxDied`, and it is not run again.
 
+        What waits to be run again is not, and ends with what it gave before; what waits
+        for its first run is for `cancel`.
+
         Returns:
-            Whether it runs, as far as is known here.
+            Whether it has begun and not ended, as far as is known here.
         """
         task = self._task
         return task is not None and self._control.kill(task)

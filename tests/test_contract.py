@@ -391,6 +391,17 @@ def test_a_policy_that_has_enough_leaves_the_last_outcome(marking, tmp_path):
     assert mark.read_text() == "xxx"
 
 
+def test_what_waits_to_be_run_again_does_not_run_and_can_be_killed(marking, eventually):
+    policy = tenacity.Retrying(wait=tenacity.wait_fixed(1000))
+    future = marking.options(retries=policy).submit("1 / 0")
+    eventually(lambda: future._state == "RUNNING" and not future.running())
+    assert not future.cancel()
+    assert not future.interrupt()
+    assert future.kill()
+    assert isinstance(future.exception(BOUND), ZeroDivisionError)
+    assert not future.kill()
+
+
 def test_a_policy_may_retry_deaths_and_results(marking, tmp_path):
     policy = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(SandboxDied), stop=tenacity.stop_after_attempt(3)

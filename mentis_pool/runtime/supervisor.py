@@ -72,6 +72,7 @@ PROMPT = 0.002
 """Seconds within which a run must be done for others to be sent to its worker meanwhile."""
 LAST_BREATH = 0.05
 """Seconds between the end of a worker's socket and the news of its death."""
+_CLOSED = Error("protocol", "the cell closed the connection of its process to the runtime")
 _CHUNK = 256 * 1024
 _READS = 64
 """Chunks of one channel that are read at once, at most: more than it holds, less than a flood."""
@@ -962,10 +963,7 @@ class Sandbox:
             if worker.said is not None:
                 return  # it is being killed, and what is to be said of it is known
             # Most often it died, and the init will say how in a moment.
-            closed = Error(
-                "protocol", "the cell closed the connection of its process to the runtime"
-            )
-            self._set_timer(LAST_BREATH, lambda: self._kill(closed))
+            self._set_timer(LAST_BREATH, lambda: self._kill(_CLOSED))
         else:
             self._kill(Error("protocol", reason))
 
@@ -1009,14 +1007,16 @@ class Sandbox:
         # Its last words may still be in the socket, and may be a result.
         worker.channel.read_on(lambda: True)
         # It died in one; of more than one it took what was not its turn.
+        said = worker.said or death(message.status)
+        if said is _CLOSED and not _was_killed(message.status):
+            said = death(message.status)  # and the news of it was late
         while self._action is not None and self._worker is worker:
-            said = worker.said or death(message.status)
             cpu_seconds = max(0.0, message.cpu_seconds - worker.cpu_seconds)
             used = End(0.0, cpu_seconds, message.peak_memory)
             self._finish(wire.Done(self._action.number, said, used, True))
         if self._worker is not worker or self._closed:
             return
-        how = (worker.said or death(message.status)).message
+        how = said.message
         if self._state == "session" and worker.tasks:
             self._listener.state_lost(self, how)
         self._start_deaths += 1
@@ -1357,6 +1357,11 @@ class Supervisor:
         for sandbox in list(self._sandboxes):
             sandbox.close("the runtime ends")
         self._zygote.close()
+
+
+def _was_killed(status: int) -> bool:
+    """Whether it ended by SIGKILL; ``status`` as ``os.wait`` gives it."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def _remove(directory: str) -> None:

@@ -300,6 +300,24 @@ def test_the_end_of_a_sandbox_comes_with_the_end_of_what_ran_in_it(play):
     play(script)
 
 
+@pytest.mark.parametrize(("status", "kind"), [(3 << 8, "died"), (signal.SIGKILL, "protocol")])
+def test_a_death_that_is_heard_of_late_is_a_death_all_the_same(play, status, kind):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        worker.take()
+        worker.sock.close()
+        await asyncio.sleep(2 * supervisor.LAST_BREATH)
+        await stage.go_on()
+        assert [each.signal for each in init.signals] == [signal.SIGKILL]
+        init.die(worker, status)
+        await stage.go_on()
+        assert stage.outcome(1) == kind
+
+    play(script)
+
+
 # ── what goes ahead ─────────────────────────────────────────────────────────
 
 
