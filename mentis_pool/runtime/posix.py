@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import array
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import struct
 import sys
+import termios
 from collections.abc import Iterable
 from typing import Any
 
@@ -84,6 +86,16 @@ class Listener(socket.socket):
                 sock.close()
                 raise ConnectionAbortedError
         return sock, address
+
+
+def unread(sock: socket.socket) -> int:
+    """How many bytes there are to be read now; 0 where it is closed."""
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(sock, termios.FIONREAD, count)
+    except (OSError, ValueError):
+        return 0
+    return count[0]
 
 
 def die_with_parent(parent: int) -> None:

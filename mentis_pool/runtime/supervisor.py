@@ -74,8 +74,6 @@ LAST_BREATH = 0.05
 """Seconds between the end of a worker's socket and the news of its death."""
 _CLOSED = Error("protocol", "the cell closed the connection of its process to the runtime")
 _CHUNK = 256 * 1024
-_READS = 64
-"""Chunks of one channel that are read at once, at most: more than it holds, less than a flood."""
 _START_DEATHS = 5
 """So many workers in a row may die before they ran anything."""
 
@@ -161,8 +159,8 @@ class Channel(Generic[M]):
             self._paused = False
             self._loop.add_reader(self._sock, self.read)
 
-    def read(self) -> bool:
-        """Take what has arrived, if anything has."""
+    def read(self) -> int:
+        """Take what has arrived, if anything has; how many bytes, if it goes on."""
         try:
             if self._with_fds:
                 data, fds, self.sender = posix.receive(self._sock, _CHUNK, 8)
@@ -170,37 +168,32 @@ class Channel(Generic[M]):
             else:
                 data = self._sock.recv(_CHUNK)
         except (BlockingIOError, InterruptedError):
-            return False
+            return 0
         except OSError:
             self._fail(END_OF_FILE)  # reset: the other side died with something unread
-            return False
+            return 0
         if not data:
             self._fail(END_OF_FILE)
-            return False
+            return 0
         try:
             messages = self._unpacker.feed(data)
         except ProtocolError as exc:
             self._fail(f"what the cell's process sent is no message: {exc}")
-            return False
+            return 0
         for message in messages:
             if self._sock.fileno() == -1:
-                return False
+                return 0
             self._heard(message)
-        return True
+        return len(data)
 
     def read_on(self, wanted: Callable[[], bool]) -> None:
-        """Take what is there already, as long as it is wanted."""
-        for _ in range(_READS):
-            if self._sock.fileno() == -1 or not wanted():
+        """Take what is there already, as long as it is wanted; not what is written meanwhile."""
+        left = posix.unread(self._sock)
+        while left > 0 and wanted():
+            took = self.read()
+            if not took:
                 return
-            try:
-                # Its end is not for here.
-                if not self._sock.recv(1, socket.MSG_PEEK):
-                    return
-            except OSError:
-                return
-            if not self.read():
-                return
+            left -= took
 
     def send(self, message: Any, *fds: int) -> None:
         """Send, or keep until the other side reads."""

@@ -885,6 +885,28 @@ def test_whatever_workers_say_each_run_has_one_end_and_nothing_is_raised(
     play(script, state=state, most=2)
 
 
+def test_whoever_writes_on_and_on_is_heard_out_to_where_it_was():
+    async def script():
+        ours, theirs = socket.socketpair()
+        heard = []
+
+        def hear(message):
+            heard.append(message)
+            theirs.send(wire.pack(wire.Idle()))
+
+        channel = supervisor.Channel(ours, wire.FromWorker, hear, heard.append)
+        theirs.send(wire.pack(wire.Idle()) * 3)
+        channel.read_on(lambda: True)
+        assert heard == [wire.Idle()] * 3
+        channel.read_on(lambda: False)
+        channel.close()
+        channel.read_on(lambda: True)
+        theirs.close()
+        assert len(heard) == 3
+
+    asyncio.run(script())
+
+
 @pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
 @pytest.mark.parametrize("size", [10, wire.PACKET, 2_000_000])
 def test_a_run_arrives_whole_whatever_its_worker_reads_it_from(kind, size):
