@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import secrets
+import select
 import signal
 import sys
 import threading
@@ -584,27 +585,36 @@ def _input_lines() -> Iterator[bytes]:
 
 
 _INPUT_WITHIN = 2.0
-"""Seconds after which it is said that an end of the standard input is waited for."""
+"""Seconds within which the standard input of a script must begin, or end."""
 _MAX_INPUT = 256 * 1024 * 1024
 """Bytes of standard input for a script."""
 
 
 def _whole_input() -> str:
-    """All of the standard input, for a script.
+    """All of the standard input, for a script; none of what does not begin in time.
 
     Raises:
         OSError: it cannot be read, or has no end within the limit.
     """
-    said = "mentis-pool: the script begins when standard input is at its end (< /dev/null: at once)"
-    notice = threading.Timer(_INPUT_WITHIN, print, [said], {"file": sys.stderr, "flush": True})
-    notice.daemon = True
-    notice.start()
     with _standard_input() as file:
+        if not _comes(file):
+            # Of whoever called the command, most likely, and not for the script.
+            said = "mentis-pool: nothing comes by standard input: the script's is empty"
+            print(said, file=sys.stderr, flush=True)
+            return ""
         content = file.read(_MAX_INPUT + 1)
-    notice.cancel()
     if len(content) > _MAX_INPUT:
         raise OSError(f"standard input has more than {_MAX_INPUT} bytes: give them as a file")
     return to_text(content)
+
+
+def _comes(file: IO[bytes]) -> bool:
+    """Whether there is something to be read in time, if it is only the end."""
+    if isinstance(file, io.BytesIO) or not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(_INPUT_WITHIN * 1000))
 
 
 def _results_file(path: str) -> IO[str]:

@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -319,16 +320,28 @@ def test_a_script_on_a_terminal_finds_its_input_empty(tmp_path):
     assert done.stdout == b"''\n"
 
 
-def test_who_waits_for_the_end_of_the_input_is_told_so(tmp_path):
+def test_a_script_does_not_wait_for_an_input_that_does_not_begin(tmp_path):
     (tmp_path / "a.py").write_text(SAYS)
     with started(
         *("run", "a.py"), cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert b"begins when standard input is at its end" in process.stderr.readline()
+        assert b"nothing comes by standard input" in process.stderr.readline()
+        assert process.stdout.read() == b"''\n"
+        assert process.wait(20) == 0
+
+
+def test_an_input_that_begins_is_read_to_its_end(tmp_path):
+    (tmp_path / "a.py").write_text(SAYS)
+    with started(
+        *("run", "a.py"), cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         process.stdin.write(b"late")
+        process.stdin.flush()
+        time.sleep(3)
+        process.stdin.write(b"r")
         process.stdin.close()
-        assert process.stdout.read() == b"'late'\n"
+        assert process.stdout.read() == b"'later'\n"
         assert process.wait(20) == 0
 
 
