@@ -6,6 +6,7 @@ writes a line of JSON for each: its group and name, what went wrong (empty: it w
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import glob
 import json
@@ -17,13 +18,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from benchmarks import attack_catalog
-from benchmarks.attack_catalog import Attack
+from benchmarks.attack_catalog import MB, Attack
 from mentis_pool import CallFuture, CellFuture, CellResult, SandboxExecutor
 
 PATIENCE = 60.0
 """Seconds for what must come; far more than it takes."""
 SLOW = 5.0
 """Seconds that a neighbour's cell may take at most while there is an attack."""
+_BETWEEN = 0.05
+"""Seconds between two cells of the neighbour."""
 _GONE = 5.0
 """Seconds within which the processes of an attack must be gone."""
 
@@ -47,13 +50,22 @@ if os.getppid() == 1:
 
 
 class Pool:
-    """A pool to be attacked, and a session in the same runtime, which is its neighbour."""
+    """A pool to be attacked, and a session in the same runtime, which is its neighbour.
 
-    def __init__(self, level: str, state: str) -> None:
+    Args:
+        max_output: as for the executor.
+    """
+
+    def __init__(self, level: str, state: str, max_output: int = 10 * MB) -> None:
         self._fresh = state == "fresh"
         self._attacks = 0
         self._neighbours = 0
-        self._executor = SandboxExecutor(2, isolation=level, state=state)  # type: ignore[arg-type]
+        self._executor = SandboxExecutor(
+            2,
+            isolation=level,  # type: ignore[arg-type]
+            state=state,  # type: ignore[arg-type]
+            max_output=max_output,
+        )
         self._session = self._executor.session()
         self._session.submit("n = 0\nprint(open('mine', 'w').write('mine'))").result(PATIENCE)
         self._executor.submit("1").result(PATIENCE)
@@ -113,6 +125,8 @@ class Pool:
             if time.monotonic() > deadline:
                 future.kill()
                 return "it did not end in time"
+            # Its neighbour is to be at hand, and no load for it.
+            concurrent.futures.wait([future], _BETWEEN)
 
     def _later(self, kind: Literal["cell", "call", "shell"]) -> str:
         """What comes next in the same place finds its own, and nothing else."""

@@ -79,7 +79,11 @@ def users(python: str, notes: list[str]) -> list[tuple[int, str]]:
     found = [(own, sys.executable)]
     if own == 0:
         done = subprocess.run(
-            [python, "-c", "import mentis_pool, IPython, cloudpickle"],
+            [
+                python,
+                "-c",
+                "import cloudpickle, mentis_pool.runtime.server, mentis_pool.runtime.cells",
+            ],
             **as_user(ORDINARY, tempfile.gettempdir()),  # type: ignore[call-overload]
         )
         if done.returncode == 0:

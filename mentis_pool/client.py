@@ -21,7 +21,7 @@ from mentis_pool import mentis_v1
 from mentis_pool.address import Address
 from mentis_pool.errors import RuntimeRejected, RuntimeUnavailable
 from mentis_pool.events import log
-from mentis_pool.stream import ObservationStream, link, proxy_of, refused
+from mentis_pool.stream import ADVICE, ObservationStream, link, proxy_of, refused
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for a connection."""
@@ -217,7 +217,8 @@ class Client:
                 redirect=False,
             )
         except _NOT_SENT as exc:
-            raise RuntimeUnavailable(f"nothing answers at {self.address.url}: {exc}") from exc
+            said = f"nothing answers at {self.address.url}: {exc}; {ADVICE}"
+            raise RuntimeUnavailable(said) from exc
         except urllib3.exceptions.HTTPError as exc:
             raise _translated(self.address, exc) from exc
         return self._understood(url, answer, expected)
@@ -231,6 +232,8 @@ class Client:
             error = RuntimeRejected(refused(url, answer.status, answer.data))
             error.status = answer.status
             raise error
+        if expected is not NoneType and not answer.data:
+            raise Unanswered(f"{self.address.url} gave no answer: it was cut off")
         # 204: there is nothing to read.
         content = b"null" if expected is NoneType else answer.data
         try:
@@ -294,7 +297,9 @@ def _translated(
     # A connection that was closed is one of these as well, and no answer at all.
     if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, ConnectionError):
         return RuntimeRejected(f"{address.url} is no Mentis runtime: it speaks no HTTP ({exc})")
-    return Unanswered(f"{address.url} gave no answer: {exc}")
+    return Unanswered(
+        f"{address.url} gave no answer: {exc}; see whether the runtime there still runs"
+    )
 
 
 def _is_mentis(body: bytes) -> bool:

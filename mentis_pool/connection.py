@@ -212,10 +212,7 @@ def _retrying(
 ) -> tenacity.Retrying:
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(
-            lambda exc: (
-                isinstance(exc, RuntimeUnavailable)
-                or (isinstance(exc, RuntimeRejected) and exc.passing)
-            )
+            lambda exc: isinstance(exc, (RuntimeUnavailable, RuntimeRejected)) and exc.passing
         ),
         stop=tenacity.stop_after_attempt(retries + 1)
         | tenacity.stop_after_delay(within)
@@ -264,7 +261,7 @@ def _start(preload: list[str], threads: int, isolation: Isolation) -> LocalConne
         try:
             stream = PoolStream(unix_link(runtime.connect(), START_TIMEOUT), LOCAL_PING)
         except RuntimeUnavailable as exc:
-            raise RuntimeUnavailable(runtime.last_words()) from exc
+            raise runtime.unavailable() from exc
         _warn(stream.welcome.standing, isolation)
     except BaseException:
         runtime.stop()

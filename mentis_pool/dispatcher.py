@@ -23,6 +23,9 @@ from mentis_pool.spinning import give_way
 
 LEAD = 0.0005
 """Seconds that one who waits reads by itself, at most."""
+AT_ONCE = (False,)
+"""What `acquire` is mapped over that is not to wait, to have its answer kept in the same step: of an
+interrupt between the two, nobody would release what was acquired."""
 
 
 class Readable(Protocol):
@@ -80,6 +83,11 @@ class Dispatcher(threading.Thread):
         self._stopping = True
         self.wake()
 
+    def leave(self) -> None:
+        """In a forked child: nothing here is for it, should the thread have forked and go on there."""
+        self._stopping = True
+        self._stream = None
+
     def watch(self, stream: Readable) -> None:
         """Watch this stream from now on, and no other. For calls from the thread itself."""
         if self._gate is not None:
@@ -125,13 +133,14 @@ class Dispatcher(threading.Thread):
         For `LEAD` seconds at most; not at all while the thread itself, or another one that
         waits, does something, nor where the platform has no epoll(7).
         """
-        if not self._turn.acquire(blocking=False):
-            return
+        mine: list[bool] = []
         try:
-            if self._stream is not None and self._gate is not None:
+            mine.extend(map(self._turn.acquire, AT_ONCE))
+            if mine[0] and self._stream is not None and self._gate is not None:
                 self._lead(self._stream, self._gate, read, done)
         finally:
-            self._turn.release()
+            if True in mine:
+                self._turn.release()
 
     def _lead(
         self,
@@ -140,9 +149,9 @@ class Dispatcher(threading.Thread):
         read: Callable[[], None],
         done: Callable[[], bool],
     ) -> None:
-        # What comes is not to wake the thread.
-        gate.modify(stream, 0)
         try:
+            # What comes is not to wake the thread.
+            gate.modify(stream, 0)
             poll = select.poll()
             poll.register(stream, select.POLLIN)
             until = time.monotonic() + LEAD
@@ -151,11 +160,14 @@ class Dispatcher(threading.Thread):
                     read()
                 else:
                     give_way()
-        finally:
-            gate.modify(stream, select.EPOLLIN)
             if stream.wait() == 0:
                 # There is more to do than to read what comes.
                 self.wake()
+        except BaseException:
+            self.wake()
+            raise
+        finally:
+            gate.modify(stream, select.EPOLLIN)
 
     def close(self) -> None:
         """Give its descriptors back; for the thread itself, or where it could not be started."""

@@ -33,7 +33,7 @@ import msgspec
 import tenacity
 
 from mentis_pool.connection import Connection, backoff
-from mentis_pool.dispatcher import Dispatcher
+from mentis_pool.dispatcher import AT_ONCE, Dispatcher
 from mentis_pool.errors import (
     BrokenSandboxPool,
     CellTimeout,
@@ -45,6 +45,7 @@ from mentis_pool.errors import (
     QueueTimeout,
     RuntimeRejected,
     RuntimeUnavailable,
+    in_words,
 )
 from mentis_pool.events import Level, log, wanted
 from mentis_pool.follower import WINDOW, Follower
@@ -158,6 +159,8 @@ class Engine:
         self._keepers = Threads("mentis-pool-keeper", self._break, MOST_KEEPERS)
         self._outputs = Threads("mentis-pool-output", self._break)
         self._pid = os.getpid()
+        self._left: Connection | None = None
+        """The parent's connection, in a forked child: it is not closed there."""
         _engines.add(self)
 
     # ── for the executor ────────────────────────────────────────────────────
@@ -172,16 +175,19 @@ class Engine:
                 forked child.
         """
         self._check_process()
-        with self._lock:
-            self._wait_for_room()
-            self._check_open()
-            self._start_threads(task.settings.on_output is not None)
-            self._coming += 1
+        coming = False
         try:
+            with self._lock:
+                self._wait_for_room()
+                self._check_open()
+                self._start_threads(task.settings.on_output is not None)
+                self._coming += 1
+                coming = True
             if wanted("debug"):
                 self._log("debug", "task_submitted", task)
         finally:
-            self._decide_for_caller(self._add, task)
+            if coming:
+                self._decide_for_caller(self._add, task)
 
     def _add(self, task: Task) -> list[Order]:
         self._coming -= 1
@@ -283,7 +289,7 @@ class Engine:
     def _may_lead(self, task: Task) -> bool:
         # Callbacks are for the dispatcher: nobody knows how long they take.
         future = task.future
-        return future is not None and self._pool.is_alone(task) and not future._done_callbacks
+        return future is not None and self._pool.is_alone(task) and not future.has_callbacks
 
     def _drain_for_caller(self) -> None:
         """As `_drain`, in a thread of the user's; see `_decide_for_caller`."""
@@ -373,6 +379,14 @@ class Engine:
         """A session is of no more use; what runs in it is told why."""
         if os.getpid() == self._pid:
             self._decide_for_caller(self._pool.close_session, lane, reason)
+
+    def leave(self) -> None:
+        """In a forked child, which may be in a callback: all is the parent's, connection and tasks."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self._room = threading.Condition(self._lock)
+        self._left, self._connection = self._connection, None
+        if self._dispatcher is not None:
+            self._dispatcher.leave()
 
     def abandon(self) -> None:
         """As `shutdown`, for a finalizer: takes no lock, since it may run inside any code."""
@@ -464,9 +478,7 @@ class Engine:
         try:
             self._decide(decision, *args)
         except BaseException as exc:
-            self._fault = exc
-            if self._dispatcher is not None:
-                self._dispatcher.wake()
+            self._break(exc)
             raise
 
     def _carry_out(self, orders: list[Order]) -> None:
@@ -565,7 +577,7 @@ class Engine:
         try:
             wait = _wait_of(task, value, failure)
         except Exception as exc:  # noqa: BLE001 - the user's policy
-            log("warning", "retries_raised", task_id=task.key, error=repr(exc))
+            log("warning", "retries_raised", task_id=task.key, error=in_words(exc))
         self._decide(self._pool.judged, task, wait, time.monotonic())
 
     # ── the wire ────────────────────────────────────────────────────────────
@@ -585,8 +597,12 @@ class Engine:
         """Send, or leave it to the thread that is sending: it looks again before it stops."""
         if self._hears():
             return
-        while self._outbox and self._wire.acquire(blocking=False):
+        while self._outbox:
+            mine: list[bool] = []
             try:
+                mine.extend(map(self._wire.acquire, AT_ONCE))
+                if not mine[0]:
+                    return
                 with self._lock:
                     commands, self._outbox = self._outbox, []
                     connection = self._connection
@@ -595,8 +611,13 @@ class Engine:
             except StreamLost:
                 # The dispatcher finds the end of the stream and decides what it means.
                 return
+            except BaseException as exc:
+                # What was to be sent is lost, and a task with it, whoever's thread this is.
+                self._break(exc)
+                raise
             finally:
-                self._wire.release()
+                if True in mine:
+                    self._wire.release()
 
     def _drain(self) -> None:
         """The stream is readable."""
@@ -722,7 +743,7 @@ class Engine:
     # ── keepers ─────────────────────────────────────────────────────────────
 
     def _break(self, exc: BaseException) -> None:
-        """A call of a keeper or a follower raised what it should not."""
+        """A thread was stopped in the middle of what it did here: nothing is certain any more."""
         self._fault = exc
         if self._dispatcher is not None:
             self._dispatcher.wake()
@@ -826,7 +847,7 @@ class Engine:
             # Somebody else set it: their outcome stays.
             pass
         except BaseException as exc:  # noqa: BLE001 - a callback's SystemExit; the outcome is set
-            log("warning", "callback_raised", task_id=task.key, error=repr(exc))
+            log("warning", "callback_raised", task_id=task.key, error=in_words(exc))
         finally:
             # Neither holds the other any longer.
             future._task = task.future = task.rebuilt = None
@@ -890,7 +911,10 @@ class Engine:
             event = "task_timed_out"
         elif failure is not None:
             event = "task_failed"
-            fields["error"] = f"{type(failure).__name__}: {failure}"
+            # What a call raised is of anybody's class: its words are those that the sandbox sent.
+            raised = task.rebuilt is not None and failure is task.rebuilt[0]
+            told = result.error if raised else failure
+            fields["error"] = f"{type(told).__name__}: {told}"
         self._log("info", event, task, **fields)
 
     def _log(self, level: Level, event: str, task: Task, **fields: object) -> None:
@@ -911,6 +935,8 @@ class Engine:
 
     def _end(self, broken: BaseException | None) -> None:
         """The dispatcher has left its loop: no future, thread or process may be left."""
+        if os.getpid() != self._pid:
+            return
         if broken is not None:
             error = broken
             if not isinstance(error, BrokenSandboxPool):
@@ -978,6 +1004,16 @@ def _output_bytes(said: list[Observation]) -> int:
     return sum(
         len(o.data) if isinstance(o, Stream) else o.bytes if isinstance(o, Cut) else 0 for o in said
     )
+
+
+def _leave_all() -> None:
+    """In a forked child: whatever the thread that forked was about to do here is the parent's."""
+    for engine in list(_engines):
+        engine.leave()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all)
 
 
 _exiting = False

@@ -113,6 +113,15 @@ class CellError(MentisPoolError):
     value: str
     traceback: str
 
+    def __init__(self, *args: object) -> None:
+        """Of whoever makes one like it, as ``type(error)(*error.args)``; a cell's is never called."""
+        self.args = args
+        self.name = getattr(type(self), "_made_for", type(self).__name__)
+        self.value = (KeyError if isinstance(self, KeyError) else BaseException).__str__(self)
+        self.traceback = ""
+        if isinstance(self, SyntaxError):
+            self.msg = self.value
+
     def __str__(self) -> str:
         return for_terminal(f"{self.name}: {self.value}" if self.value else self.name)
 
@@ -126,12 +135,18 @@ def cell_error(name: str, value: str, traceback: str, builtin: bool = True) -> C
     Without ``builtin`` it is an instance of no other class, whatever its name.
     """
     error = _new(cell_error_class(name) if builtin else CellError)
-    error.args = (name, value)
+    error.args = (_key(value) if isinstance(error, KeyError) else value,) if value else ()
     error.name, error.value, error.traceback = name, value, traceback
     if isinstance(error, SyntaxError):
         # What Python prints of an uncaught one.
         error.msg = for_terminal(value)
     return error
+
+
+def _key(text: str) -> str | int:
+    """The key that a KeyError says is missing, where that is a plain str or int; otherwise its text."""
+    key = int(text) if text.isdecimal() and len(text) < 100 else text[1:-1]
+    return key if repr(key) == text else text
 
 
 E = TypeVar("E", bound=MentisPoolError)
@@ -291,7 +306,10 @@ class OutcomeUnknown(SandboxError):
 
 
 class RuntimeUnavailable(MentisPoolError):
-    """No runtime could be started or reached, after all retries."""
+    """No runtime could be started or reached, after all retries: its last words, and what to do."""
+
+    passing = True
+    """Whether another try may do better."""
 
 
 class RuntimeRejected(MentisPoolError):

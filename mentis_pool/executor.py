@@ -79,7 +79,7 @@ class SandboxExecutor(Executor):
             A sandbox that has run a cell never runs calls.
         timeout: seconds that a task may run (not wait); None for no limit.
         retries: how often a runtime's start, a request to it, and a task that was
-            lost before it began, are tried again.
+            lost before it began (see `options`), are tried again.
         max_output: bytes kept of each of stdout and stderr, beginning and end;
             None for all.
         max_queue: tasks that may wait at once; None for any number.
@@ -266,14 +266,20 @@ class SandboxExecutor(Executor):
             raise ValueError("a shell command cannot hold a NUL character")
         return self._send_cell(Shell(to_bytes(command)), len(command))
 
-    def _submit(self, cells: Sequence[str], variables: dict[str, Any]) -> CellFuture:
-        """Run several cells one after the other in one sandbox, as one task."""
+    def _submit(
+        self, cells: Sequence[str], variables: dict[str, Any], path: str | None = None
+    ) -> CellFuture:
+        """Run several cells one after the other in one sandbox, as one task.
+
+        With ``argv`` the script is the one at ``path``; without that, at ``argv[0]``.
+        """
         sources = [to_bytes(cell) for cell in cells]
         pickles = pickle_variables(variables) if variables else {}
         argv = self._settings.argv
         args = None if argv is None else [to_bytes(arg) for arg in argv]
         size = sum(map(len, [*sources, *pickles.values(), *(args or ())]))
-        return self._send_cell(Cells(sources, pickles, args), size)
+        place = None if path is None else to_bytes(path)
+        return self._send_cell(Cells(sources, pickles, args, place), size)
 
     def _send_cell(self, work: Work, size: int) -> CellFuture:
         task = self._task(work, size, self._lane)
@@ -449,9 +455,12 @@ class SandboxExecutor(Executor):
                 other than 0 is a `CellError` named SystemExit.
             retries: how often a task is run again that was lost before it began; or a
                 tenacity ``Retrying``, whose retry, stop and wait decide about every
-                failure, also one that the task itself raised.
-            idempotent: whether a task may be run again that may have begun, as often
-                as ``retries`` says.
+                failure, also one that the task itself raised. Where a whole runtime of
+                this library was lost, that is: before its start was heard of. Of those that it had
+                been sent the next few may have begun in that moment; with 0 they are
+                `OutcomeUnknown`, and never run twice.
+            idempotent: whether a task may be run again that is known to have begun, or, at an
+                original runtime, may have, as often as ``retries`` says.
             files: put into the sandbox's directory, where a task begins, before it: by name
                 (``"dir/data.csv"``), their bytes or the path of a file here, which is read
                 as the task begins. At most 10,000, of 1 GiB together. A path that cannot
@@ -513,7 +522,7 @@ class SandboxExecutor(Executor):
             self._submit([""], {}).result()
             standing = self._engine.standing()
         if standing is None:
-            raise RuntimeUnavailable("the runtime was lost")
+            raise RuntimeUnavailable("the runtime was lost; ask once more, and another is started")
         return report(standing.level, standing.network, standing.landlock)
 
     def stats(self, timeout: float = 5.0) -> dict[str, SandboxUsage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 
+from mentis_pool.errors import in_words
 from mentis_pool.events import log
 from mentis_pool.observations import Stream
 
@@ -55,7 +56,7 @@ class Follower:
                 self._on_output(piece)
             except BaseException as exc:  # noqa: BLE001 - the user's function; the task goes on
                 if not raised:
-                    log("warning", "on_output_raised", task_id=self._task_id, error=repr(exc))
+                    log("warning", "on_output_raised", task_id=self._task_id, error=in_words(exc))
                 raised = True
             taken += len(piece.data)
             if taken >= WINDOW // 4:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -49,6 +49,12 @@ class TaskFuture(Future[T]):
         self._task: Task | None = task
         self._control = control
         self._listeners = 0
+        self.has_callbacks = False
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """As of any future."""
+        self.has_callbacks = True
+        super().add_done_callback(fn)
 
     def result(self, timeout: float | None = None) -> T:
         """As of any future."""
@@ -56,6 +62,11 @@ class TaskFuture(Future[T]):
         if task is not None and (timeout is None or timeout > _LEAST):
             self._control.lead(task)
         return super().result(timeout)
+
+    def running(self) -> bool:
+        """Whether it runs now; not while it waits to be run again."""
+        task = self._task
+        return super().running() and (task is None or not task.waits)
 
     # ── what it says ────────────────────────────────────────────────────────
 
@@ -131,8 +142,11 @@ class TaskFuture(Future[T]):
     def kill(self) -> bool:
         """Kill the process that runs it: the outcome is `SandboxDied`, and it is not run again.
 
+        What waits to be run again is not, and ends with what it gave before; what waits
+        for its first run is for `cancel`.
+
         Returns:
-            Whether it runs, as far as is known here.
+            Whether it has begun and not ended, as far as is known here.
         """
         task = self._task
         return task is not None and self._control.kill(task)

@@ -113,7 +113,7 @@ class Result(_Observation, tag=4, frozen=True):
     and ``bundle`` its rich forms. ``failure`` is None when all went well.
 
     Of a call, ``pickled`` is what it returned or raised (`mentis_pool.payload`): the
-    end of it, where `Part`s came before. Of a shell command there is its ``exit_code``.
+    end of it, where `Part`s came before. Of a shell command, or of a script, there is its ``exit_code``.
     ``exceeded``: the limit that the failure tells of; the runtime says so, not the sandbox.
     """
 

@@ -6,6 +6,7 @@ What is pickled here is rebuilt in a sandbox, where anything may be unpickled. T
 
 from __future__ import annotations
 
+import keyword
 import pickle
 import sys
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ def pickle_variables(variables: dict[str, object]) -> dict[str, bytes]:
             Python's; the message names it.
     """
     for name in variables:
-        if not name.isidentifier():
+        if not name.isidentifier() or keyword.iskeyword(name):
             raise PayloadError(f"{name!r} cannot be the name of a variable")
     pickles = {name: _pickle(name, value) for name, value in variables.items()}
     total = sum(map(len, pickles.values()))

@@ -17,7 +17,7 @@ import itertools
 from collections import deque
 from typing import Literal
 
-from mentis_pool.observations import End, Error, Observation, Start
+from mentis_pool.observations import End, Error, ErrorKind, Observation, Start
 from mentis_pool.task import State, Task
 
 CELLS, CALLS = 1, 2
@@ -243,11 +243,17 @@ class Pool:
         return [*self._give_up(task), Cancelled(task), *self._go_on()]
 
     def signal(self, task: Task, number: int, final: bool) -> list[Order]:
-        """Send a signal to what runs; ``final``: it is not run again. Nothing, where it does not run."""
-        if task.state is not State.RUNNING or task.action not in self._at_runtime:
+        """Send a signal to what runs; nothing, where it does not.
+
+        ``final``: it is not run again, and where it waits for that it ends.
+        """
+        if task.state is State.RUNNING and task.action in self._at_runtime:
+            task.unwanted = task.unwanted or final
+            return [Strike(task.action, self._connection, number)]
+        if not final or not task.claimed or task.ended:
             return []
-        task.unwanted = task.unwanted or final
-        return [Strike(task.action, self._connection, number)]
+        reason = "it was killed before it was run again"
+        return [*self._drop(task, reason, "died"), *self._go_on()]
 
     def open_session(self) -> int:
         """A new lane, for a session."""
@@ -580,7 +586,7 @@ class Pool:
         there = task.action in self._at_runtime
         return [Withdraw(task.action, self._connection)] if there else []
 
-    def _drop(self, task: Task, reason: str) -> list[Order]:
+    def _drop(self, task: Task, reason: str, kind: ErrorKind = "cancelled") -> list[Order]:
         """It will not be run any more: one that waits is cancelled, or ends with what it gave before."""
         task.unwanted = True
         end = self._judging.pop(task, None)
@@ -591,7 +597,7 @@ class Pool:
         if task.claimed is None:
             return self._cancel(task)
         withdraw = self._give_up(task)
-        task.refuse("cancelled", reason)
+        task.refuse(kind, reason)
         return [*withdraw, Settle(task)]
 
     def _cancel(self, task: Task, at_runtime: bool = True) -> list[Order]:

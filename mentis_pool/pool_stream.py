@@ -53,14 +53,15 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
 class Cells(_Message, tag=0, frozen=True):
     """Source texts, to be run one after the other, up to the first that fails.
 
-    ``sources`` and ``argv`` are UTF-8 by way of `mentis_pool.text`; ``variables`` are
+    ``sources``, ``argv`` and ``path`` are UTF-8 by way of `mentis_pool.text`; ``variables`` are
     names and pickles, rebuilt in the sandbox only. With ``argv`` the source runs as a
-    script does.
+    script does, the one at ``path``, or at ``argv[0]``.
     """
 
     sources: list[bytes]
     variables: dict[str, bytes] = {}
     argv: list[bytes] | None = None
+    path: bytes | None = None
 
 
 class PickledCall(_Message, tag=1, frozen=True):

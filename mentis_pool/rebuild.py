@@ -133,6 +133,10 @@ class _Unpickler(pickle.Unpickler):
 
 # ── replay ──────────────────────────────────────────────────────────────────
 
+MAX_DEPTH = 2000
+"""Containers within each other that have objects in them: Python's own limit may have been raised to
+where the C stack ends before it."""
+
 _LEAVES = frozenset((type(None), bool, int, float, str, bytes, bytearray))
 _UNCHANGING = frozenset((tuple, frozenset))
 _CONTAINERS = _UNCHANGING | {list, dict, set}
@@ -147,6 +151,7 @@ class _Replay:
         self.kept: list[object] = []  # so that no such id is given to another
         self.waiting = 0  # boxes that were met before their turn
         self.unfinished: list[Any] = []  # lists, dicts and sets that have such a box
+        self.depth = 0  # of the container that is gone through
 
     def run(self, log: list[_Line], value: object) -> object:
         for act, box_, first, second in log:
@@ -183,9 +188,9 @@ class _Replay:
         if kind in standard_types.WITH_ATTRIBUTES:
             box_.made.__dict__.update(_attributes(state))
         elif kind == "exception":
-            _set_exception(box_.made, _attributes(state))
+            _set_exception(box_.made, _attributes(_harmless(box_.made, state)))
         elif kind in INSTANCES:
-            _set_state(_own(box_), state)
+            _set_state(_own(box_), _harmless(box_.made, state))
         else:
             raise PayloadError(f"the sandbox sent a state for what has none: {kind[:100]!r}")
 
@@ -242,7 +247,15 @@ class _Replay:
         if type_ not in _CONTAINERS or known in self.real_of:
             return self.real_of.get(known, value)
         self.kept.append(value)
-        before = self.waiting
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise PayloadError(f"the value has more than {MAX_DEPTH} containers in each other")
+        made = self.container(value, type_)
+        self.depth -= 1
+        return made
+
+    def container(self, value: Any, type_: type) -> object:
+        known, before = id(value), self.waiting
         if type_ in _UNCHANGING:
             made = value
             if not _LEAVES.issuperset(map(type, value)):
@@ -328,6 +341,13 @@ def _set_state(made: Any, state: Any) -> None:
         if not isinstance(getattr(type(made), name, None), MemberDescriptorType):
             raise PayloadError(f"{type(made).__qualname__} has no slot {name[:100]!r}")
         setattr(made, name, value)
+
+
+def _harmless(made: object, state: Any) -> Any:
+    """A state without what makes an ImportError import the module that it names, when it is printed."""
+    if isinstance(made, ImportError) and type(state) is dict:
+        return {name: value for name, value in state.items() if name != "name_from"}
+    return state
 
 
 def _set_exception(exc: Any, state: dict[str, Any]) -> None:

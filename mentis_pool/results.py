@@ -78,7 +78,7 @@ class CellResult:
         text: its text/plain, as IPython shows it; None when there was no value.
         displays: mime bundles in the order of their display; the last
             expression's value is among them when it has a form besides text.
-        exit_code: of a shell command; None of a cell.
+        exit_code: of a shell command, or of a script (``argv=``) that was not killed; None of a cell.
         displays_cut: bytes of displays left out: they may have ``max_output``
             bytes in all (64 MiB where that is None), and 32 MiB each.
         error: None when all went well, otherwise what ``Future.result()`` raises.

@@ -25,7 +25,7 @@ from mentis_pool import mentis_v1
 from mentis_pool.address import parse
 from mentis_pool.client import Client
 from mentis_pool.collect import Collected, router_of
-from mentis_pool.errors import MentisPoolError, RuntimeRejected
+from mentis_pool.errors import MentisPoolError, RuntimeRejected, in_words
 from mentis_pool.events import log
 from mentis_pool.mentis_v1 import DEFAULT_SPACE, DEFAULT_URL, BaseObservation
 from mentis_pool.runtime.local import LocalRuntime
@@ -182,7 +182,7 @@ class MentisSandbox:
             try:
                 self._callback(observation)
             except Exception as exc:  # noqa: BLE001 - the user's function; the stream goes on
-                log("warning", "callback_raised", sandbox_id=self.sandbox_id, error=repr(exc))
+                log("warning", "callback_raised", sandbox_id=self.sandbox_id, error=in_words(exc))
 
     # ── the end ─────────────────────────────────────────────────────────────
 

@@ -137,6 +137,7 @@ def _make_uuid(number: int, safe: str) -> object:
     from uuid import UUID, SafeUUID
 
     only(int, number)
+    only(str, safe)
     return UUID(int=number, is_safe=SafeUUID[safe])
 
 

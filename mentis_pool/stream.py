@@ -340,6 +340,13 @@ class Link:
         self.close()
 
 
+ADVICE = (
+    "start one there with 'mentis-pool serve', or give the address of another "
+    "(runtime=, MENTIS_RUNTIME_URL)"
+)
+"""What to do where no runtime answers."""
+
+
 def unix_link(sock: socket.socket, timeout: float) -> Link:
     """A link over a socket that is connected to a runtime, for the pool stream.
 
@@ -401,7 +408,7 @@ def link(
         raise rejected from exc
     except _ERRORS as exc:
         reason = str(exc) or type(exc).__name__
-        raise RuntimeUnavailable(f"no runtime answers at {url}: {reason}") from exc
+        raise RuntimeUnavailable(f"no runtime answers at {url}: {reason}; {ADVICE}") from exc
     wire = _Wire(made.sock, deadline)  # type: ignore[arg-type]
     made.sock = wire  # type: ignore[assignment]
     return Link(made, wire)
@@ -519,10 +526,10 @@ class PoolStream:
             first = self._receive()
         except (OSError, ProtocolError, StreamLost) as exc:
             link.close()
-            raise RuntimeUnavailable(f"no runtime answers: {exc}") from exc
+            raise RuntimeUnavailable(f"no runtime answers: {exc}; {ADVICE}") from exc
         if not first or not isinstance(first[0], Welcome):
             link.close()
-            raise RuntimeUnavailable("the other end did not say Welcome")
+            raise RuntimeUnavailable(f"the other end did not say Welcome; {ADVICE}")
         self.welcome = first[0]
         self._early = first[1:]
         self._end: Exception | None = None

@@ -423,6 +423,8 @@ def outcome(
         elif isinstance(observation, Error) and not (ended and observation.kind in _SAYS_NO_MORE):
             ended = True
             error = _error(observation, settings or Settings(), sandbox_id)
+            if settings is not None and settings.argv is not None:
+                exit_code = observation.exit_code
         elif isinstance(observation, End):
             usage = Usage(
                 queued, observation.seconds, observation.cpu_seconds, observation.peak_memory

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections import deque
-from collections.abc import Iterable
+from collections import ChainMap, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, EnumMeta, Flag
+from fractions import Fraction
 from importlib import import_module
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from mentis_pool import standard_types
 from mentis_pool.errors import PayloadError
@@ -98,9 +99,9 @@ class Names:
     def __init__(self, call: Call, trust: Trust) -> None:
         self.call = call
         self.trust = trust
-        # Id: class or function that may be called, and types that no argument may have. (By
+        # Id: class or function that may be called, and what refuses an argument of it. (By
         # id, for the metaclass of a class may have a hash of its own.)
-        self.may_make: dict[int, tuple[object, tuple[type, ...] | None]] = {}
+        self.may_make: dict[int, tuple[object, _Refuses | None]] = {}
 
     def find(self, module: Any, name: Any) -> type:
         """What a box of a class stands for.
@@ -135,17 +136,17 @@ class Names:
         found = _look_up(module, name)
         if not isinstance(found, (FunctionType, BuiltinFunctionType)):
             raise untrusted(module, name)
-        self.may_make[id(found)] = found, ()
+        self.may_make[id(found)] = found, _refuse_nothing
         return found
 
     def new(self, cls: Any, args: Any, kwargs: Any) -> object:
         """An instance, by ``__new__`` alone."""
-        self._only_trusted(cls, args)
+        self._only_trusted(cls, args, kwargs)
         return cls.__new__(cls, *args, **kwargs)
 
     def called(self, cls: Any, args: Any) -> object:
         """An instance as the class's ``__reduce__`` wants it: by calling the class."""
-        self._only_trusted(cls, args)
+        self._only_trusted(cls, args, {})
         return cls(*args)
 
     def exception(self, cls: Any, args: Any) -> BaseException:
@@ -155,7 +156,7 @@ class Names:
         if type(args) is not tuple:
             raise PayloadError("the sandbox sent an exception whose arguments are no tuple")
         base = builtin_base(cls)
-        if base in _UNPACKING and any(type(arg) is range for arg in args):
+        if issubclass(base, _UNPACKING) and any(map(_is_vast, args)):
             raise PayloadError(f"{cls.__qualname__} would get a range instead of its content")
         exc: BaseException = base.__new__(cls, *args)
         try:
@@ -168,7 +169,10 @@ class Names:
     def member(self, cls: Any, name: Any) -> object:
         """A member of an enum, by its name; no code of the class runs."""
         self._only_enum(cls)
-        return type.__getattribute__(cls, "_member_map_")[name]
+        members = type.__getattribute__(cls, "_member_map_")
+        if type(name) is not str or name not in members:
+            raise PayloadError(f"the sandbox sent a member that {cls.__qualname__} does not have")
+        return members[name]
 
     def flags(self, cls: Any, value: Any) -> object:
         """Members of a Flag together."""
@@ -177,25 +181,26 @@ class Names:
         for member in type.__getattribute__(cls, "_member_map_").values():
             known |= member._value_
         if not issubclass(cls, Flag) or type(value) is not int or value & ~known:
-            raise PayloadError(
-                f"no members of {cls.__qualname__} together are what came: {value!r}"
-            )
+            # What it is instead is not shown: that may take for ever.
+            raise PayloadError(f"no members of {cls.__qualname__} together are what came")
         return cls(value)
 
     def _only_enum(self, cls: Any) -> None:
         if not isinstance(cls, EnumMeta):
             raise PayloadError("the sandbox sent a member of what is no enum")
 
-    def _only_trusted(self, cls: Any, args: Any) -> None:
+    def _only_trusted(self, cls: Any, args: Any, kwargs: Any) -> None:
         known = self.may_make.get(id(cls))
         if known is None:
             if isinstance(cls, type):
                 raise untrusted(cls.__module__, cls.__qualname__)
             raise PayloadError("the sandbox sent an object of no class")
-        refused = known[1]
-        if refused is None:
+        refuses = known[1]
+        if refuses is None:
             raise PayloadError(f"{cls.__qualname__} came out of the sandbox in no way that is safe")
-        if refused and any(isinstance(arg, refused) for arg in args):
+        if type(args) is not tuple or type(kwargs) is not dict:
+            raise PayloadError("the sandbox sent arguments that are no tuple and no dict")
+        if any(map(refuses, (*args, *kwargs.values()))):
             raise PayloadError(f"{cls.__qualname__} would get a size instead of its content")
 
 
@@ -265,7 +270,7 @@ _BUILTIN_VALUES = {
 
 
 # They make tuples of what is among their arguments.
-_UNPACKING = {SyntaxError, getattr(builtins, "BaseExceptionGroup", None)}
+_UNPACKING: tuple[type, ...] = (SyntaxError, getattr(builtins, "BaseExceptionGroup", SyntaxError))
 
 
 def _is_numpy_scalar(cls: Any) -> bool:
@@ -273,11 +278,16 @@ def _is_numpy_scalar(cls: Any) -> bool:
     return np is not None and issubclass(cls, np.generic)
 
 
-_FILLED = (list, tuple, set, frozenset, dict, deque)
+_Refuses: TypeAlias = Callable[[object], bool]
+"""Whether an argument is not given to a class's constructor."""
+
+_TEXTS = frozenset((type(None), str, bytes, bytearray))
+_SCALARS = _TEXTS | {bool, int, float, complex}
+_PLAIN = frozenset((list, tuple, set, frozenset, deque))
 
 
-def _refused_by(cls: type) -> tuple[type, ...] | None:
-    """The types of arguments that a class's builtin constructor would believe too much.
+def _refused_by(cls: type) -> _Refuses | None:
+    """What the builtin constructor that a class has from its bases would believe too much.
 
     None where no instance may be made at all.
     """
@@ -286,5 +296,40 @@ def _refused_by(cls: type) -> tuple[type, ...] | None:
     if any(_package(base.__module__) in ("numpy", "pandas") for base in cls.__mro__):
         return None  # a state is believed there, down to the memory
     if issubclass(cls, (bytes, bytearray)):
-        return (int,)  # a size
-    return (range,) if issubclass(cls, _FILLED) else ()  # as long as a sandbox likes
+        return lambda arg: type(arg) not in _TEXTS  # a number is a size
+    if issubclass(cls, (str, int, float, complex)):
+        # As text a list in lists may be endless, and as an int Decimal("1e999999999").
+        return lambda arg: type(arg) not in _SCALARS
+    if issubclass(cls, Fraction):
+        # So may a text with an exponent be.
+        return lambda arg: type(arg) is not int and (type(arg) is not str or "e" in arg.lower())
+    if issubclass(cls, dict):
+        return _has_vast  # it takes pairs
+    if issubclass(cls, (list, set, frozenset, deque)):
+        return _is_vast
+    if issubclass(cls, tuple):
+        maker = next(base for base in cls.__mro__ if "__new__" in vars(base))
+        # The fields of a named tuple are not gone through.
+        return _refuse_nothing if "_fields" in vars(maker) else _is_vast
+    return _refuse_nothing
+
+
+def _refuse_nothing(arg: object) -> bool:
+    return False
+
+
+def _is_vast(arg: object) -> bool:
+    """Whether it is small here, and as long as a sandbox likes for whoever goes through it."""
+    return isinstance(arg, (range, ChainMap, *_vast_of("ipaddress"), *_vast_of("pandas")))
+
+
+_VAST = {"ipaddress": ("IPv4Network", "IPv6Network"), "pandas": ("RangeIndex",)}
+
+
+def _vast_of(package: str) -> list[type]:
+    found = (getattr(sys.modules.get(package), name, None) for name in _VAST[package])
+    return [cls for cls in found if cls is not None]
+
+
+def _has_vast(arg: object) -> bool:
+    return _is_vast(arg) or (type(arg) in _PLAIN and any(map(_is_vast, arg)))  # type: ignore[call-overload]

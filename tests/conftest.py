@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import compileall
+import functools
 import glob
 import logging
 import os
@@ -18,6 +20,7 @@ import pytest
 from fakes import OriginalRuntime, Script
 
 from mentis_pool import SandboxExecutor
+from mentis_pool.runtime.local import LocalRuntime
 
 # What sandboxes of any test see, and read again and again: it is there before the first starts.
 _SHOWN = tempfile.mkdtemp(prefix="mp-shown-")
@@ -35,6 +38,8 @@ def pytest_configure():
     """A shell has what it starts in the background ignore Ctrl-C, and so would all it starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A sandbox that imports a test's module could not keep what it compiled, and pytest's is not it.
+    compileall.compile_dir(os.path.dirname(__file__), quiet=2)
 
 
 def pytest_collection_modifyitems(items):
@@ -102,6 +107,19 @@ def served_executor(served):
 
 
 @pytest.fixture(scope="session")
+def sharing():
+    """Makes executors with options of their own, at one runtime that is there already.
+
+    Its sandboxes find what those of an embedded one do.
+    """
+    token = "of-all-tests"
+    # What tests import, to be imported once.
+    runtime = LocalRuntime(["mentis_pool.executor", "psutil", "pytest"], 1, token)
+    yield functools.partial(SandboxExecutor, runtime=runtime.url, token=token)
+    runtime.stop()
+
+
+@pytest.fixture(scope="session")
 def original_executor():
     """At an original runtime, in the nastiest order of what it says that is legal."""
     with OriginalRuntime(Script(early=0.1, noise=True, joined=True)) as runtime:
@@ -157,7 +175,7 @@ def eventually():
     return wait
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def processes():
     """Pids of all processes of the runtimes of this directory (`own_temp`), those behind walls too."""
 

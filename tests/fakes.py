@@ -7,10 +7,12 @@ does on demand all that such a runtime may do.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import http.server
 import itertools
@@ -231,6 +233,10 @@ class Script:
     connection, before anything is done), "late reset" (when all is done), or None."""
 
 
+_ENVIRONMENT = dict(os.environ)
+"""As it is before any test; what outlives a test has nothing of it."""
+
+
 class Kernels:
     """The process that forks IPython shells, one for each connection to ``path``."""
 
@@ -242,7 +248,7 @@ class Kernels:
             [sys.executable, "-W", "ignore", program, self.path, colors],
             stdin=subprocess.PIPE,  # its lifeline
             stdout=subprocess.PIPE,
-            env={**os.environ, "IPYTHONDIR": self._directory.name},
+            env={**_ENVIRONMENT, "IPYTHONDIR": self._directory.name},
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
@@ -250,6 +256,14 @@ class Kernels:
     def end(self) -> None:
         self._process.communicate()
         self._directory.cleanup()
+
+
+@functools.cache
+def kernels() -> Kernels:
+    """One for all runtimes of this process: it takes long to start, and no shell changes it."""
+    shared = Kernels()
+    atexit.register(shared.end)
+    return shared
 
 
 class _Sandbox:
@@ -410,8 +424,7 @@ class OriginalRuntime:
         self.connections: dict[str, list[socket.socket]] = {}
 
     def __enter__(self) -> OriginalRuntime:
-        self._kernels = Kernels()
-        self.kernels = self._kernels.path
+        self.kernels = kernels().path
         handler = type("Handler", (_Handler,), {"runtime": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -425,7 +438,6 @@ class OriginalRuntime:
         self._server.server_close()
         for sandbox in list(self.sandboxes.values()):
             sandbox.delete()
-        self._kernels.end()
 
     def cut(self, sandbox_id: str) -> None:
         """Reset the connections of a sandbox's streams."""

@@ -20,7 +20,6 @@ from traitlets.config import Config
 
 
 def serve(path, colors="Linux"):
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if IPython.version_info[0] >= 9:
         colors = colors.lower()
     config = Config()
@@ -30,21 +29,30 @@ def serve(path, colors="Linux"):
         listener.bind(path)
         listener.listen(64)
         print("ready", flush=True)
-        shells = []
+        shells = set()
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
+            shells -= ended()
             pid = os.fork()
             if pid == 0:
                 listener.close()
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 run(shell, connection)
                 os._exit(0)
-            shells.append(pid)
+            shells.add(pid)
             connection.close()
         for pid in shells:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+
+
+def ended():
+    """The shells that are gone: others may have their pids from now on."""
+    pids = set()
+    with contextlib.suppress(ChildProcessError):
+        while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+            pids.add(pid)
+    return pids
 
 
 def run(shell, connection):

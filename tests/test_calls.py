@@ -38,6 +38,14 @@ from mentis_pool import (
     Stream,
 )
 
+
+@pytest.fixture(scope="module")
+def executor():
+    """Its workers have this module as soon as they are there, also those after one that died."""
+    with SandboxExecutor(2, timeout=60, preload=[__name__]) as executor:
+        yield executor
+
+
 # ── what can be called ──────────────────────────────────────────────────────
 
 
@@ -380,10 +388,15 @@ def raise_(exc):
     raise exc
 
 
-@pytest.mark.parametrize("pool", [ProcessPoolExecutor, SandboxExecutor])
-def test_the_exception_is_the_original_one_with_its_remote_traceback(pool):
-    with pool(1) as executor:
-        exc = executor.submit(divide, 0).exception()
+@pytest.fixture
+def process_pool():
+    with ProcessPoolExecutor(1) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("pool", ["process_pool", "executor"])
+def test_the_exception_is_the_original_one_with_its_remote_traceback(pool, request):
+    exc = request.getfixturevalue(pool).submit(divide, 0).exception()
     assert type(exc) is ZeroDivisionError
     assert exc.args == ("division by zero",)
     shown = "".join(traceback.format_exception(exc))
@@ -546,6 +559,11 @@ def nested(depth):
     return outer
 
 
+def hasty(executor, kind):
+    """One that gives little time only where all of it is to pass."""
+    return executor.options(timeout=0.5 if kind is CellTimeout else 20)
+
+
 def is_refused(executor, future, kind, said):
     """The future failed as it should, and the executor goes on."""
     done, _ = concurrent.futures.wait([future], timeout=20)
@@ -596,7 +614,7 @@ REBUILDING = pytest.mark.parametrize(
         ("interrupts", KeyboardInterrupt, ""),
         ("exits hard", SandboxDied, "exited with code 3"),
         ("crashes", SandboxDied, "SIGSEGV"),
-        ("hangs", CellTimeout, "1 s"),
+        ("hangs", CellTimeout, "0.5 s"),
     ],
 )
 
@@ -605,14 +623,14 @@ REBUILDING = pytest.mark.parametrize(
 def test_an_argument_that_cannot_be_rebuilt_in_the_sandbox_fails_its_future(
     executor, how, kind, said
 ):
-    is_refused(executor, executor.options(timeout=1).submit(print, AtUnpickle(how)), kind, said)
+    is_refused(executor, hasty(executor, kind).submit(print, AtUnpickle(how)), kind, said)
 
 
 @REBUILDING
 def test_a_callable_that_cannot_be_rebuilt_in_the_sandbox_fails_its_future(
     executor, how, kind, said
 ):
-    is_refused(executor, executor.options(timeout=1).submit(AtUnpickle(how)), kind, said)
+    is_refused(executor, hasty(executor, kind).submit(AtUnpickle(how)), kind, said)
 
 
 @REBUILDING
@@ -627,7 +645,7 @@ def test_a_module_that_cannot_be_imported_in_the_sandbox_fails_its_calls_alone(
     )
     monkeypatch.syspath_prepend(shown)
     function = importlib.import_module(name).function
-    is_refused(executor, executor.options(timeout=1).submit(function), kind, said)
+    is_refused(executor, hasty(executor, kind).submit(function), kind, said)
 
 
 @pytest.mark.parametrize(
@@ -641,7 +659,7 @@ def test_a_module_that_cannot_be_imported_in_the_sandbox_fails_its_calls_alone(
         (lambda: AtPickleInSandbox("exits"), SystemExit, "in the middle"),  # as in a process pool
         (lambda: AtPickleInSandbox("interrupts"), KeyboardInterrupt, ""),
         (lambda: AtPickleInSandbox("exits hard"), SandboxDied, "exited with code 3"),
-        (lambda: AtPickleInSandbox("hangs"), CellTimeout, "1 s"),
+        (lambda: AtPickleInSandbox("hangs"), CellTimeout, "0.5 s"),
         (lambda: AtPickleInSandbox("crashes"), SandboxDied, "SIGSEGV"),
         (lambda: AtUnpickle("exits hard"), PayloadError, "test_calls.end_by"),
         (lambda: AtUnpickle("crashes"), PayloadError, "test_calls.end_by"),
@@ -651,7 +669,7 @@ def test_a_module_that_cannot_be_imported_in_the_sandbox_fails_its_calls_alone(
     ids=itertools.count(),
 )  # fmt: skip
 def test_a_result_that_cannot_travel_fails_its_future(executor, make, kind, said):
-    is_refused(executor, executor.options(timeout=1).submit(make), kind, said)
+    is_refused(executor, hasty(executor, kind).submit(make), kind, said)
 
 
 def raise_at_pickle(how):
@@ -682,7 +700,7 @@ def raise_what_refuses_its_state(how):
         ((raise_at_pickle, "exits"), SystemExit, "in the middle"),
         ((raise_at_pickle, "interrupts"), KeyboardInterrupt, ""),
         ((raise_at_pickle, "exits hard"), SandboxDied, "exited with code 3"),
-        ((raise_at_pickle, "hangs"), CellTimeout, "1 s"),
+        ((raise_at_pickle, "hangs"), CellTimeout, "0.5 s"),
         ((raise_what_is_nested,), PayloadError, "the exception (KeyError) cannot travel"),
         ((raise_at_unpickle, "raises"), PayloadError, "test_calls.end_by"),
         ((raise_what_refuses_its_state, "raises"), PayloadError, "in the middle"),
@@ -694,7 +712,7 @@ def raise_what_refuses_its_state(how):
     ids=itertools.count(),
 )  # fmt: skip
 def test_an_exception_that_cannot_travel_fails_its_future(executor, call, kind, said):
-    future = executor.options(timeout=1).submit(*call)
+    future = hasty(executor, kind).submit(*call)
     is_refused(executor, future, kind, said)
     if kind is PayloadError:
         assert call[0].__name__ in f"{future.exception()}{future.exception().__cause__}"
@@ -818,8 +836,8 @@ def count():
     return family.number(), len(COUNTED)
 
 
-def test_calls_run_in_workers_that_are_kept():
-    with SandboxExecutor(1) as executor:
+def test_calls_run_in_workers_that_are_kept(sharing):
+    with sharing(1) as executor:
         futures = [executor.submit(count) for _ in range(5)]
         pids, counts = zip(*[future.result() for future in futures], strict=True)
         assert len(set(pids)) == 1
@@ -828,14 +846,14 @@ def test_calls_run_in_workers_that_are_kept():
         assert COUNTED == []
 
 
-def test_no_more_workers_are_there_than_asked_for():
-    with SandboxExecutor(2) as executor:
+def test_no_more_workers_are_there_than_asked_for(sharing):
+    with sharing(2) as executor:
         pids = set(executor.map(lambda _: (time.sleep(0.005), family.number())[1], range(40)))
     assert len(pids) == 2
 
 
-def test_calls_may_be_asked_to_be_fresh():
-    with SandboxExecutor(1, state="fresh", preload=[__name__]) as executor:
+def test_calls_may_be_asked_to_be_fresh(sharing):
+    with sharing(1, state="fresh") as executor:
         found = [executor.submit(count).result() for _ in range(4)]
     assert len({pid for pid, _ in found}) == 4
     assert {counted for _, counted in found} == {1}
@@ -845,24 +863,24 @@ def pid():
     return family.number()
 
 
-def test_a_worker_is_renewed_after_so_many_calls():
-    with SandboxExecutor(1, max_tasks_per_child=3, preload=[__name__]) as executor:
+def test_a_worker_is_renewed_after_so_many_calls(sharing):
+    with sharing(1, max_tasks_per_child=3) as executor:
         pids = [executor.submit(pid).result() for _ in range(12)]
     runs = [len(list(run)) for _, run in itertools.groupby(pids)]
     assert runs == [3, 3, 3, 3]
     assert len(set(pids)) == 4
 
 
-def test_a_worker_is_renewed_after_so_many_cells():
-    with SandboxExecutor(1, max_tasks_per_child=3, state="reuse") as executor:
+def test_a_worker_is_renewed_after_so_many_cells(sharing):
+    with sharing(1, max_tasks_per_child=3, state="reuse") as executor:
         results = executor.map(["import family; family.number()"] * 9)
         pids = [result.value for result in results]
     assert [len(list(run)) for _, run in itertools.groupby(pids)] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("state", [None, "reuse"])
-def test_nothing_is_lost_while_workers_are_renewed(state):
-    with SandboxExecutor(2, max_tasks_per_child=3, state=state, preload=[__name__]) as executor:
+def test_nothing_is_lost_while_workers_are_renewed(sharing, state):
+    with sharing(2, max_tasks_per_child=3, state=state) as executor:
         futures = [executor.submit(lambda i: (i, family.number()), i) for i in range(200)]
         cells = [executor.submit("import family; (i, family.number())", i=i) for i in range(20)]
         found = [future.result(30) for future in futures]
@@ -872,14 +890,14 @@ def test_nothing_is_lost_while_workers_are_renewed(state):
 
 
 @pytest.mark.parametrize("state", [None, "reuse"])
-def test_a_sandbox_that_has_run_a_cell_never_runs_a_call(state):
+def test_a_sandbox_that_has_run_a_cell_never_runs_a_call(sharing, state):
     def encode():
         import json
 
         return json.dumps([1]), family.number()
 
     patch = "import family, json; json.dumps = lambda _: 'patched'; family.number()"
-    with SandboxExecutor(2, state=state) as executor:
+    with sharing(2, state=state) as executor:
         cells, calls = [], []
         for _ in range(10):
             cells += [executor.submit(patch), executor.submit(patch)]
@@ -904,8 +922,8 @@ def noted():
     return NOTED
 
 
-def test_an_initializer_is_called_once_in_each_worker():
-    with SandboxExecutor(2, initializer=note, initargs=(1, "a"), preload=[__name__]) as executor:
+def test_an_initializer_is_called_once_in_each_worker(sharing):
+    with sharing(2, initializer=note, initargs=(1, "a")) as executor:
         futures = [executor.submit(noted) for _ in range(20)]
         assert [future.result() for future in futures] == [[(1, "a")]] * 20
         # What it prints belongs to no task.
@@ -913,28 +931,26 @@ def test_an_initializer_is_called_once_in_each_worker():
     assert NOTED == []
 
 
-def test_an_initializer_runs_in_each_new_worker():
-    with SandboxExecutor(
-        1, initializer=note, initargs=(1,), max_tasks_per_child=2, preload=[__name__]
-    ) as executor:
+def test_an_initializer_runs_in_each_new_worker(sharing):
+    with sharing(1, initializer=note, initargs=(1,), max_tasks_per_child=2) as executor:
         assert [executor.submit(noted).result() for _ in range(6)] == [[(1,)]] * 6
         executor.submit(end_by, "exits hard").exception()
         assert executor.submit(noted).result() == [(1,)]
 
 
-def test_an_initializer_may_be_of_any_kind():
+def test_an_initializer_may_be_of_any_kind(sharing):
     found = []
-    with SandboxExecutor(1, initializer=lambda: found.append(1)) as executor:
+    with sharing(1, initializer=lambda: found.append(1)) as executor:
         assert executor.submit(add, 1).result() == 2
-    with SandboxExecutor(1, initializer=functools.partial(note, 5)) as executor:
+    with sharing(1, initializer=functools.partial(note, 5)) as executor:
         assert executor.submit(noted).result() == [(5,)]
     assert found == []
 
 
 @pytest.mark.parametrize("state", ["fresh", "reuse"])
-def test_the_names_of_an_initializer_cell_are_there_in_every_cell(state):
+def test_the_names_of_an_initializer_cell_are_there_in_every_cell(sharing, state):
     cell = "import math\nhalf = lambda x: x / 2\nseen = []\nprint('initialized')"
-    with SandboxExecutor(1, initializer=cell, state=state) as executor:
+    with sharing(1, initializer=cell, state=state) as executor:
         results = list(executor.map(["half(math.floor(3.5))", "x = 1; half(4)", "'x' in dir()"]))
         assert [result.value for result in results] == [1.5, 2.0, False]
         assert {result.stdout for result in results} == {""}
@@ -960,8 +976,8 @@ def fails_to_initialize(how):
         ("crashes", "SIGSEGV", ""),
     ],
 )
-def test_an_initializer_that_fails_breaks_the_pool(how, said, in_traceback):
-    with SandboxExecutor(2, initializer=fails_to_initialize, initargs=(how,)) as executor:
+def test_an_initializer_that_fails_breaks_the_pool(sharing, how, said, in_traceback):
+    with sharing(2, initializer=fails_to_initialize, initargs=(how,)) as executor:
         futures = [executor.submit(add, i) for i in range(5)]
         for future in futures:
             exc = future.exception(20)
@@ -975,8 +991,8 @@ def test_an_initializer_that_fails_breaks_the_pool(how, said, in_traceback):
         assert sorted(caught.value.output.splitlines()) == ["and to stderr", "said before"]
 
 
-def test_an_initializer_cell_that_fails_breaks_the_pool():
-    with SandboxExecutor(1, initializer="print('before')\n1/0", state="fresh") as executor:
+def test_an_initializer_cell_that_fails_breaks_the_pool(sharing):
+    with sharing(1, initializer="print('before')\n1/0", state="fresh") as executor:
         exc = executor.submit("1").exception(20)
         assert isinstance(exc, BrokenSandboxPool)
         assert "ZeroDivisionError: division by zero" in str(exc)
@@ -992,8 +1008,8 @@ def test_an_initializer_that_cannot_travel_is_refused_at_once():
         SandboxExecutor(1, initializer="1", initargs=(1,))
 
 
-def test_an_initializer_that_cannot_be_rebuilt_breaks_the_pool():
-    with SandboxExecutor(1, initializer=note, initargs=(AtUnpickle("raises"),)) as executor:
+def test_an_initializer_that_cannot_be_rebuilt_breaks_the_pool(sharing):
+    with sharing(1, initializer=note, initargs=(AtUnpickle("raises"),)) as executor:
         exc = executor.submit(add, 1).exception(20)
         assert isinstance(exc, BrokenSandboxPool)
         assert "cannot be rebuilt in the sandbox: RuntimeError: in the middle" in str(exc)
@@ -1252,7 +1268,9 @@ def test_garbage_in_the_workers_socket_fails_its_call_alone(renewed, raw):
 
 def test_who_kills_its_sandbox_fails_alone():
     # Behind a wall nobody can.
-    with SandboxExecutor(1, max_tasks_per_child=1, isolation="process") as executor:
+    with SandboxExecutor(
+        1, max_tasks_per_child=1, isolation="process", preload=[__name__]
+    ) as executor:
         text = "import os, time; os.kill(os.getppid(), 9); time.sleep(30)"
         hostile = executor.submit(grade, text)
         behind = [executor.submit(add, i) for i in range(5)]
@@ -1281,8 +1299,8 @@ def test_an_untrusted_type_is_named_with_the_remedy(executor):
 
 
 @pytest.mark.parametrize("trust", [[string.Template], ["string"], "all"], ids=str)
-def test_what_is_trusted_comes_back(trust):
-    with SandboxExecutor(1, trust=trust) as executor:
+def test_what_is_trusted_comes_back(sharing, trust):
+    with sharing(1, trust=trust) as executor:
         assert executor.submit(template).result().template == "$a"
         functions = executor.submit(lambda: string.capwords)
         if trust == [string.Template]:
@@ -1291,11 +1309,11 @@ def test_what_is_trusted_comes_back(trust):
             assert functions.result() is string.capwords
 
 
-def test_a_function_comes_back_only_where_its_package_is_trusted(executor, tmp_path):
+def test_a_function_comes_back_only_where_its_package_is_trusted(sharing, executor, tmp_path):
     path = str(tmp_path / "mark")
     with pytest.raises(PayloadError, match=r"test_calls\.touch"):
         executor.submit(lambda: touch).result()
-    with SandboxExecutor(1, trust=[__name__]) as trusting:
+    with sharing(1, trust=[__name__]) as trusting:
         assert trusting.submit(lambda: touch).result() is touch
         forged = forge(call_of(touch, path))
         assert trusting.submit(grade, REPLACED, forged=forged).result() == path

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from mentis_pool import __version__
+from mentis_pool import CellResult, __version__
 from mentis_pool.cli import (
     Program,
     Unreadable,
@@ -68,6 +68,21 @@ def test_files_come_first_and_lines_where_the_dash_stands(tmp_path):
     found = list(programs([path, "-", path], ["2"], iter([b'{"id": "x", "code": "3"}'])))
     script = Program(path, ["1"], (path,))
     assert found == [script, Program("x", ["3"]), script, Program("cell 1", ["2"])]
+
+
+def test_a_script_that_is_alone_gets_the_standard_input(tmp_path):
+    file, book = tmp_path / "a.py", tmp_path / "b.ipynb"
+    file.write_text("1")
+    book.write_text(notebook())
+    script, other = str(file), str(book)
+
+    def given(files, cells=()):
+        return [each.stdin for each in programs(files, list(cells), iter([]), lambda: "given")]
+
+    assert given([script]) == ["given"]
+    for files, cells in ([script, script], ()), ([script], ["1"]), ([other], ()), ([], ["1"]):
+        assert set(given(files, cells)) == {None}
+    assert isinstance(next(programs(["missing.py"], [], iter([]), pytest.fail)), Unreadable)
 
 
 def test_lines_are_read_as_they_are_asked_for():
@@ -171,7 +186,7 @@ def test_each_cell_prints_under_its_name():
         "run", "-c", "print('one')", "-c", "import math; math.pi", "-c", "!echo three"
     )
     assert out == "── cell 1\none\n── cell 2\n3.141592653589793\n── cell 3\nthree\n"
-    assert err == ""
+    assert err == "", "there is no bar where stderr is no terminal"
 
 
 def test_one_program_alone_has_no_heading():
@@ -220,11 +235,36 @@ def test_a_python_file_runs_as_a_script_does(tmp_path):
         "import sys\nprint(__name__, sys.argv)\nif __name__ == '__main__': sys.exit(3)\n"
     )
     out, err = mentis_pool("run", "a.py", "--out", "o", cwd=tmp_path, code=1)
-    assert out == f"__main__ [{str(tmp_path / 'a.py')!r}]\n"
+    assert out == "__main__ ['a.py']\n"
     assert err == "SystemExit: 3\n"
     (record,) = records(tmp_path / "o")
     assert record["id"] == "a.py"
     assert (record["error"]["name"], record["error"]["value"]) == ("SystemExit", "3")
+    assert record["exit_code"] == 3
+
+
+ENDS = {
+    "pass": 0,
+    "import sys; sys.exit()": 0,
+    "exit(None)": 0,
+    "import sys; sys.exit('text')": 1,
+    "raise SystemExit(2)": 2,
+    "import sys; sys.exit(-1)": 255,
+    "1/0": 1,
+    "import os; os._exit(4)": 4,
+    "import os; os.abort()": None,
+}
+
+
+def test_the_exit_code_of_each_script_is_in_its_result_and_1_the_commands_own(tmp_path):
+    for number, source in enumerate(ENDS):
+        (tmp_path / f"{number}.py").write_text(source)
+    files = [f"{number}.py" for number in range(len(ENDS))]
+    mentis_pool("run", *files, "-c", "1", "--out", "o", cwd=tmp_path, code=1)
+    *scripts, cell = records(tmp_path / "o")
+    assert [record["exit_code"] for record in scripts] == list(ENDS.values())
+    assert [record["ok"] for record in scripts] == [code == 0 for code in ENDS.values()]
+    assert cell["exit_code"] is None
 
 
 def test_a_script_imports_its_neighbours_and_starts_itself_again(tmp_path):
@@ -248,6 +288,60 @@ def test_what_a_script_says_with_its_exit_is_said_once(tmp_path):
     assert mentis_pool("run", "-c", cell, code=1) == ("", "SystemExit: bad thing\n")
 
 
+SAYS = "import sys\nprint(ascii(sys.stdin.read()))"
+
+
+def test_a_script_reads_what_the_command_is_given(tmp_path):
+    (tmp_path / "a.py").write_text(SAYS)
+    assert mentis_pool("run", "a.py", stdin="one\ntwö\n", cwd=tmp_path)[0] == "'one\\ntw\\xf6\\n'\n"
+    assert mentis_pool("run", "a.py", stdin="\udcff", cwd=tmp_path)[0] == "'\\udcff'\n"
+    # Where others run with it, nobody knows whose it is.
+    out, _ = mentis_pool("run", "a.py", "-c", SAYS, stdin="one", cwd=tmp_path)
+    assert out == "── a.py\n''\n── cell 1\n''\n"
+
+
+def test_a_closed_standard_input_is_an_empty_one(tmp_path):
+    (tmp_path / "a.py").write_text(SAYS)
+    for words, said in ("a.py", "''\n"), ("-", ""):
+        shell = ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "run", words]
+        done = subprocess.run(shell, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        assert (done.stdout, done.stderr, done.returncode) == (said, "", 0)
+
+
+def test_a_script_on_a_terminal_finds_its_input_empty(tmp_path):
+    (tmp_path / "a.py").write_text(SAYS)
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [*COMMAND, "run", "a.py"], stdin=theirs, capture_output=True, cwd=tmp_path, timeout=60
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert done.stdout == b"''\n"
+
+
+def test_who_waits_for_the_end_of_the_input_is_told_so(tmp_path):
+    (tmp_path / "a.py").write_text(SAYS)
+    with started(
+        *("run", "a.py"), cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert b"begins when standard input is at its end" in process.stderr.readline()
+        process.stdin.write(b"late")
+        process.stdin.close()
+        assert process.stdout.read() == b"'late'\n"
+        assert process.wait(20) == 0
+
+
+def test_input_without_an_end_is_refused(tmp_path):
+    (tmp_path / "a.py").write_text(SAYS)
+    with open("/dev/zero") as zeros:
+        done = subprocess.run(
+            [*COMMAND, "run", "a.py"], stdin=zeros, capture_output=True, cwd=tmp_path, timeout=60
+        )
+    assert done.returncode == 2
+    assert b"standard input has more than" in done.stderr
+
+
 def test_the_cells_of_a_notebook_run_in_order_in_one_sandbox(tmp_path):
     (tmp_path / "a.ipynb").write_text(notebook("a = 20", "a += 1; print(a)", "a * 2"))
     assert mentis_pool("run", "a.ipynb", cwd=tmp_path) == ("21\n42\n", "")
@@ -263,6 +357,13 @@ def test_a_notebook_stops_at_its_first_error(tmp_path):
 def test_a_notebook_without_code_is_a_result_with_nothing_in_it(tmp_path):
     (tmp_path / "a.ipynb").write_text(notebook())
     assert mentis_pool("run", "a.ipynb", cwd=tmp_path) == ("", "")
+
+
+def test_a_script_may_come_through_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with started("run", "a", cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as p:
+        (tmp_path / "a").write_text("print(6 * 7)")
+        assert p.stdout.read() == b"42\n"
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path):
@@ -294,6 +395,14 @@ def test_lines_are_cells_and_their_results_are_lines(tmp_path):
         (f"t{i}", True, f"{i}\n", i * 2) for i in range(20)
     ]
     assert (last["id"], last["ok"]) == ("line 21", False)
+    assert all(set(record) == {"id", *CellResult().to_dict()} for record in (*found, last))
+
+
+def test_results_may_go_to_stdout_and_what_is_printed_goes_to_stderr():
+    out, err = mentis_pool("run", "-c", r"print('é\udcff')", "-c", "2", "--out", "-")
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["cell 1", "cell 2"]
+    assert json.loads(out.splitlines()[0])["stdout"] == "é\\udcff\n"
+    assert err == "── cell 1\né\\udcff\n── cell 2\n2\n"
 
 
 def test_a_result_is_given_while_more_lines_are_waited_for():
@@ -332,6 +441,12 @@ def test_workers_bound_how_many_run_at_once(tmp_path):
     times = sorted(record["value"] for record in records(tmp_path / "o"))
     assert times[0][1] <= times[1][0]
     assert times[1][1] <= times[2][0]
+    # Whatever else this machine does: each begins before any ends.
+    code = "import time; begun = time.time(); time.sleep(2); [begun, time.time()]"
+    cells = [word for _ in range(3) for word in ("-c", code)]
+    mentis_pool("run", *cells, "--workers", "3", "--out", "o", cwd=tmp_path)
+    times = [record["value"] for record in records(tmp_path / "o")]
+    assert max(begun for begun, _ in times) < min(ended for _, ended in times)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -353,6 +468,23 @@ def test_the_log_may_go_to_stderr():
     assert "task_finished" in [json.loads(line)["event"] for line in err.splitlines()]
 
 
+def test_it_runs_at_the_runtime_that_the_environment_names(tmp_path, monkeypatch, served):
+    (tmp_path / "a.py").write_text("import sys\nprint(sys.argv, input())")
+    url, token = served
+    monkeypatch.setenv("MENTIS_RUNTIME_URL", url)
+    monkeypatch.setenv("MENTIS_RUNTIME_TOKEN", token)
+    assert mentis_pool("run", "a.py", stdin="in", cwd=tmp_path) == ("['a.py'] in\n", "")
+    out, err = mentis_pool("run", "-c", "1", "--network", "host", code=2)
+    assert (out, err.count("\n")) == ("", 1)
+    assert "for the embedded runtime" in err
+    monkeypatch.setenv("MENTIS_RUNTIME_URL", "nonsense")
+    out, err = mentis_pool("run", "-c", "1", code=2)
+    assert (out, err) == (
+        "",
+        "mentis-pool: 'nonsense' is no runtime's address: it must be like 'http://host:5266'\n",
+    )
+
+
 def test_its_version():
     assert mentis_pool("--version")[0] == f"mentis-pool {__version__}\n"
 
@@ -363,15 +495,25 @@ def test_its_version():
         ([], "COMMAND"),
         (["run"], "nothing to run: give files, - or -c CODE"),
         (["run", "missing.py"], "there is no file missing.py"),
+        (["run", "."], "there is no file ."),
         (["run", "-", "-"], "standard input (-) can be read once"),
         (["run", "-c", "1", "--nonsense"], "unrecognized argument: --nonsense"),
-        (["run", "-c", "1", "--workers", "0"], "--workers: must be at least 1, not 0"),
+        (
+            ["run", "-c", "1", "--workers", "0"],
+            "--workers: must be an integer of at least 1, not 0",
+        ),
+        (
+            ["run", "-c", "1", "--workers", "x"],
+            "--workers: must be an integer of at least 1, not x",
+        ),
+        (["run", "-c", "1", "--timeout", "x"], "--timeout: must be more than 0 seconds and less"),
+        (["serve", "--port", "70000"], "--port: must be an integer from 0 to 65535, not 70000"),
         (["run", "-c", "1", "--timeout", "0"], "--timeout: must be more than 0 seconds and less"),
         (["run", "-c", "1", "--timeout", "inf"], "less than 1e9, not inf"),
         (["run", "-c", "1", "--out", "no/such"], "No such file or directory: 'no/such'"),
         (["--log", "no/such", "run", "-c", "1"], "No such file or directory: 'no/such'"),
     ],
-    ids=range(10),
+    ids=range(14),
 )
 def test_bad_usage_exits_with_2_and_says_why(tmp_path, arguments, why):
     out, err = mentis_pool(*arguments, cwd=tmp_path, code=2)
@@ -420,10 +562,6 @@ def test_one_program_has_no_bar():
     assert on_a_terminal("run", "-c", "print(1)") == "1\r\n"
 
 
-def test_there_is_no_bar_where_stderr_is_no_terminal():
-    assert mentis_pool("run", "-c", "1", "-c", "2")[1] == ""
-
-
 # ── the end ─────────────────────────────────────────────────────────────────
 
 
@@ -441,6 +579,25 @@ def test_a_signal_ends_it_at_once_and_leaves_nothing(own_temp, processes, eventu
         assert process.wait(20) == -number
         assert process.stderr.read() == b""
     eventually(lambda: not processes(own_temp) and not os.listdir(own_temp))
+
+
+INTERRUPTED = """
+import os, signal, sys
+from mentis_pool.__main__ import main
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "mentis_pool.engine":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+main()
+"""
+
+
+def test_ctrl_c_while_it_imports_what_it_needs_ends_it_quietly():
+    words = [sys.executable, "-c", INTERRUPTED, "run", "-c", "1"]
+    done = subprocess.run(words, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_a_closed_pipe_ends_it_quietly(own_temp, processes, eventually):

@@ -128,13 +128,14 @@ def test_true_means_that_it_is_ended_though_it_may_just_have_begun(marking, tmp_
     assert all(future.cancelled() for future in cancelled)
 
 
-def test_what_runs_cannot_be_cancelled_and_only_that_is_running(single):
-    running = single.submit(family.NAMED + "time.sleep(0.3)\n5")
+def test_what_runs_cannot_be_cancelled_and_only_that_is_running(single, shown):
+    running = single.submit(family.WAIT, go=str(shown / "go"))
     waiting = single.submit("6")
     family.worker_of(running)
     assert (running.running(), waiting.running()) == (True, False)
     assert not running.cancel()
     assert running.running()
+    (shown / "go").touch()
     assert running.result(BOUND).value == 5
     assert (running.running(), running.cancel()) == (False, False)
     assert waiting.result(BOUND).value == 6
@@ -169,8 +170,8 @@ def test_waiters_of_a_cancelled_future_are_told_once(single):
 # ── callbacks ───────────────────────────────────────────────────────────────
 
 
-def test_a_callback_may_submit_and_wait_for_room_of_none(own_temp):
-    with SandboxExecutor(max_workers=1, max_queue=1) as executor:
+def test_a_callback_may_submit_and_wait_for_room_of_none(sharing):
+    with sharing(max_workers=1, max_queue=1) as executor:
         got = queue.Queue()
 
         def again(future):
@@ -213,8 +214,8 @@ def test_a_callback_may_shut_down(own_temp, eventually, wait):
 
 
 @pytest.mark.parametrize("kind", ["cell", "call"])
-def test_an_interrupt_is_a_keyboardinterrupt_in_that_task_alone(executor, kind):
-    other = executor.submit(family.NAMED + "time.sleep(0.3)\n5")
+def test_an_interrupt_is_a_keyboardinterrupt_in_that_task_alone(executor, shown, kind):
+    other = executor.submit(family.WAIT, go=str(shown / "go"))
     hit = executor.submit(family.SLEEP if kind == "cell" else family.asleep)
     family.started(hit, other)
     assert hit.interrupt()
@@ -227,12 +228,13 @@ def test_an_interrupt_is_a_keyboardinterrupt_in_that_task_alone(executor, kind):
     # Its slot is free while the other still runs.
     assert executor.submit("6").result(BOUND).value == 6
     assert not other.done()
+    (shown / "go").touch()
     assert other.result(BOUND).value == 5
 
 
 @pytest.mark.parametrize("kind", ["cell", "call"])
-def test_a_kill_ends_that_task_alone_whatever_it_does(executor, kind):
-    other = executor.submit(family.NAMED + "time.sleep(0.3)\n5")
+def test_a_kill_ends_that_task_alone_whatever_it_does(executor, shown, kind):
+    other = executor.submit(family.WAIT, go=str(shown / "go"))
     if kind == "cell":
         hit = executor.submit(
             family.NAMED
@@ -252,6 +254,7 @@ def test_a_kill_ends_that_task_alone_whatever_it_does(executor, kind):
     worker.wait(BOUND)
     assert executor.submit("6").result(BOUND).value == 6
     assert not other.done()
+    (shown / "go").touch()
     assert other.result(BOUND).value == 5
 
 
@@ -388,6 +391,17 @@ def test_a_policy_that_has_enough_leaves_the_last_outcome(marking, tmp_path):
     assert mark.read_text() == "xxx"
 
 
+def test_what_waits_to_be_run_again_does_not_run_and_can_be_killed(marking, eventually):
+    policy = tenacity.Retrying(wait=tenacity.wait_fixed(1000))
+    future = marking.options(retries=policy).submit("1 / 0")
+    eventually(lambda: future._state == "RUNNING" and not future.running())
+    assert not future.cancel()
+    assert not future.interrupt()
+    assert future.kill()
+    assert isinstance(future.exception(BOUND), ZeroDivisionError)
+    assert not future.kill()
+
+
 def test_a_policy_may_retry_deaths_and_results(marking, tmp_path):
     policy = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(SandboxDied), stop=tenacity.stop_after_attempt(3)
@@ -509,8 +523,8 @@ def test_a_deadline_holds_for_all_attempts(marking, tmp_path):
 # ── back-pressure ───────────────────────────────────────────────────────────
 
 
-def test_one_too_many_is_refused(own_temp):
-    with SandboxExecutor(max_workers=1, max_queue=2, when_full="raise") as executor:
+def test_one_too_many_is_refused(sharing):
+    with sharing(max_workers=1, max_queue=2, when_full="raise") as executor:
         end = busy(executor)
         waiting = [executor.submit("1"), executor.submit(abs, -1)]
         with pytest.raises(QueueFull, match="max_queue=2"):
@@ -524,8 +538,8 @@ def test_one_too_many_is_refused(own_temp):
         assert executor.submit("4").result(BOUND).value == 4
 
 
-def test_many_threads_never_have_more_waiting_and_all_get_theirs(own_temp):
-    with SandboxExecutor(max_workers=2, max_queue=3) as executor:
+def test_many_threads_never_have_more_waiting_and_all_get_theirs(sharing):
+    with sharing(max_workers=2, max_queue=3) as executor:
         pool, most = executor._engine._pool, []
         stop = threading.Event()
 
@@ -548,8 +562,8 @@ def test_many_threads_never_have_more_waiting_and_all_get_theirs(own_temp):
         assert max(most) <= 3
 
 
-def test_who_waits_for_room_hears_of_the_end(own_temp):
-    executor = SandboxExecutor(max_workers=1, max_queue=1)
+def test_who_waits_for_room_hears_of_the_end(sharing):
+    executor = sharing(max_workers=1, max_queue=1)
     busy(executor)
     executor.submit("1")
     heard = queue.Queue()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import family
@@ -34,10 +35,33 @@ VICTIMS = (*ALONE, "zygote", "runtime", "stream")
 
 
 @pytest.fixture
-def executor(own_temp, processes):
+def own(own_temp, processes):
+    """One whose runtime may die."""
     with SandboxExecutor(max_workers=2) as executor:
         yield executor
     assert processes(own_temp) == []
+
+
+@pytest.fixture(scope="module")
+def lasting(processes):
+    """One whose runtime nobody ends, for all tests of which that is true."""
+    base = tempfile.mkdtemp(prefix="mp-", dir="/tmp")
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("TMPDIR", "LD_LIBRARY_PATH"):
+            patched.setenv(name, base)
+        patched.setattr(tempfile, "tempdir", None)
+        executor = SandboxExecutor(max_workers=2)
+        executor.submit("1").result(20)
+    with executor:
+        yield executor
+    assert processes(base) == []
+    os.rmdir(base)
+
+
+@pytest.fixture
+def executor(request):
+    victim = request.node.callspec.params["victim"]
+    return request.getfixturevalue("lasting" if victim in ALONE else "own")
 
 
 def kill(victim, executor, worker):
@@ -79,9 +103,11 @@ def test_a_runtime_that_has_stopped_is_given_up_in_time(own_temp, processes, mon
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_what_runs_in_it_died_and_what_waits_or_travels_is_run_all_the_same(executor, victim):
+def test_what_runs_in_it_died_and_what_waits_or_travels_is_run_all_the_same(
+    executor, shown, victim
+):
     hit = executor.submit(family.SLEEP if victim in ("worker", "zygote") else family.asleep)
-    other = executor.submit(family.NAMED + "time.sleep(1.5)\n5")
+    other = executor.submit(family.WAIT, go=str(shown / "go"))
     worker = family.worker_of(hit)
     said = hit.stdout
     family.worker_of(other)
@@ -94,6 +120,7 @@ def test_what_runs_in_it_died_and_what_waits_or_travels_is_run_all_the_same(exec
     if isinstance(hit, CellFuture):
         assert error.result.stdout == said
     if victim in ALONE:
+        (shown / "go").touch()
         assert other.result(BOUND).value == 5
     else:
         assert type(other.exception(BOUND)) is SandboxDied
@@ -103,14 +130,12 @@ def test_what_runs_in_it_died_and_what_waits_or_travels_is_run_all_the_same(exec
 
 
 @pytest.mark.parametrize("calls", [True, False])
-def test_what_may_have_begun_and_may_not_be_tried_again_is_unknown_and_the_rest_is_run(
-    executor, calls
-):
-    view = executor.options(retries=0)
+def test_what_may_have_begun_and_may_not_be_tried_again_is_unknown_and_the_rest_is_run(own, calls):
+    view = own.options(retries=0)
     running = [view.submit(family.SLEEP) for _ in range(2)]
     worker, _ = [family.worker_of(future) for future in running]
     waiting = [view.submit(abs, -i) if calls else view.submit(str(i)) for i in range(AHEAD + 8)]
-    kill("runtime", executor, worker)
+    kill("runtime", own, worker)
     for future in running:
         assert type(future.exception(BOUND)) is SandboxDied
     # Of as many cells as there are workers it is not known whether they had begun, and of
@@ -123,14 +148,15 @@ def test_what_may_have_begun_and_may_not_be_tried_again_is_unknown_and_the_rest_
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_what_is_returning_died_unless_all_of_it_came(executor, victim):
+def test_what_is_returning_died_unless_all_of_it_came(executor, shown, victim):
     hit = executor.submit(family.large)
-    other = executor.submit(family.NAMED + "time.sleep(1.5)\n5")
+    other = executor.submit(family.WAIT, go=str(shown / "go"))
     family.worker_of(other)
     next(said for said in hit.observations() if isinstance(said, Part))
     kill(victim, executor, family.worker_of(hit))
     assert type(hit.exception(BOUND)) is SandboxDied
     if victim in ALONE:
+        (shown / "go").touch()
         assert other.result(BOUND).value == 5
     else:
         assert type(other.exception(BOUND)) is SandboxDied
@@ -166,30 +192,31 @@ def spares(worker):
     return [each for each in worker.parent().children() if each.pid != worker.pid]
 
 
-def test_the_next_worker_may_die_while_one_runs(eventually):
+def test_the_next_worker_may_die_while_one_runs(eventually, shown):
     # Behind a wall there is none while one runs.
     with SandboxExecutor(2, isolation="process") as executor:
-        running = executor.submit(family.NAMED + "time.sleep(0.5)\n1")
+        running = executor.submit(family.WAIT, go=str(shown / "go"))
         worker = family.worker_of(running)
         [spare] = eventually(lambda: spares(worker))
         spare.kill()
-        assert running.result(BOUND).value == 1
+        (shown / "go").touch()
+        assert running.result(BOUND).value == 5
         assert executor.submit("2").result(BOUND).value == 2
 
 
-def test_a_kept_worker_may_die_while_it_waits(executor):
+def test_a_kept_worker_may_die_while_it_waits(lasting):
     for _ in range(3):
-        number = executor.submit(family.number).result(BOUND)
+        number = lasting.submit(family.number).result(BOUND)
         psutil.Process(family.seen_from_here(*number)).kill()
         # Whoever comes while this is not known yet is lost before it begins, or as it does.
-        results = [executor.options(idempotent=True).submit(abs, -i) for i in range(4)]
+        results = [lasting.options(idempotent=True).submit(abs, -i) for i in range(4)]
         assert [future.result(BOUND) for future in results] == [0, 1, 2, 3]
 
 
-def test_many_deaths_in_many_sandboxes_take_no_other_task_along(executor):
+def test_many_deaths_in_many_sandboxes_take_no_other_task_along(lasting):
     cell = "import os, signal\nif die: os.kill(os.getpid(), signal.SIGKILL)\ni"
-    futures = [executor.submit(cell, die=i % 3 == 0, i=i) for i in range(30)]
-    calls = [executor.submit(os._exit if i % 3 == 0 else abs, i) for i in range(30)]
+    futures = [lasting.submit(cell, die=i % 3 == 0, i=i) for i in range(30)]
+    calls = [lasting.submit(os._exit if i % 3 == 0 else abs, i) for i in range(30)]
     for i, (cell, call) in enumerate(zip(futures, calls, strict=True)):
         if i % 3 == 0:
             assert cell.exception(BOUND).signal == signal.SIGKILL
@@ -307,8 +334,8 @@ def test_a_runtime_that_dies_before_it_is_ready_cannot_be_had(own_temp, tmp_path
     ("how", "kind"),
     [("os._exit(5)", "cell"), ("os.kill(os.getpid(), 9)", "call"), ("1/0", "session")],
 )
-def test_an_initializer_that_dies_breaks_the_pool(own_temp, processes, how, kind):
-    with SandboxExecutor(max_workers=2, initializer=f"import os\n{how}") as executor:
+def test_an_initializer_that_dies_breaks_the_pool(sharing, how, kind):
+    with sharing(max_workers=2, initializer=f"import os\n{how}") as executor:
         if kind == "session":
             future = executor.session().submit("1")
         else:
@@ -318,7 +345,6 @@ def test_an_initializer_that_dies_breaks_the_pool(own_temp, processes, how, kind
         assert "the initializer failed" in str(error)
         with pytest.raises(BrokenSandboxPool):
             executor.submit("1")
-    assert processes(own_temp) == []
 
 
 # ── the client ──────────────────────────────────────────────────────────────
@@ -383,8 +409,8 @@ from mentis_pool import SandboxExecutor
 executor = SandboxExecutor(max_workers=2)
 session = executor.session()
 session.submit("x = 5").result()
-futures = [executor.submit("import time; time.sleep(1)") for _ in range(3)]
-futures.append(session.submit("import time; time.sleep(1); x"))
+futures = [executor.submit("import time; time.sleep(0.6)") for _ in range(3)]
+futures.append(session.submit("import time; time.sleep(0.6); x"))
 next(futures[0].observations())
 def refused(use):
     try:

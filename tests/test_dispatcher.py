@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from interrupts import each_interrupt
 
 from mentis_pool.dispatcher import Dispatcher
 
@@ -161,6 +162,21 @@ def test_what_who_leads_does_not_read_is_read_by_the_thread(watching):
     with pytest.raises(ZeroDivisionError):
         watching.dispatcher.lead(nothing, done)
     assert watching.read.wait(5)
+
+
+@needs_epoll
+def test_an_interrupt_of_who_leads_at_any_moment_leaves_the_rest_to_the_thread(watching):
+    def lead():
+        turns = iter([False, False])
+        watching.dispatcher.lead(watching._readable, lambda: next(turns, True))
+
+    for where in each_interrupt((Dispatcher.lead, Dispatcher._lead), lead):
+        watching.theirs.send(b"x")
+        assert watching.read.wait(5), where
+        watching.read.clear()
+        # Until it waits again.
+        with watching.dispatcher._turn:
+            pass
 
 
 @needs_epoll

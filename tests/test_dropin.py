@@ -18,9 +18,18 @@ from mentis_pool import SandboxExecutor
 
 
 @pytest.fixture(scope="module", params=[ProcessPoolExecutor, SandboxExecutor])
-def pool(request):
+def pool(request, sharing):
     """A class of executors."""
-    return request.param
+    if request.param is ProcessPoolExecutor:
+        return ProcessPoolExecutor
+
+    class AtOneRuntime(SandboxExecutor):
+        """Nothing is started for it, as for those of `sharing`."""
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **sharing.keywords, **options)
+
+    return AtOneRuntime
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
 
 import family
 import psutil
 import pytest
+from interrupts import each_interrupt
 
-from mentis_pool import BrokenSandboxPool, SandboxDied, SandboxExecutor, connection
+from mentis_pool import BrokenSandboxPool, CellFuture, SandboxDied, SandboxExecutor, connection
+from mentis_pool.engine import Engine
 from mentis_pool.pool import Pool
+from mentis_pool.pool_stream import Cells
 from mentis_pool.stream import PoolStream
+from mentis_pool.task import Settings, Task
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -35,6 +40,13 @@ def started(*futures):
 
 @pytest.fixture
 def executor(own_temp):
+    with SandboxExecutor(max_workers=2) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def lasting():
+    """For tests that end no process of it."""
     with SandboxExecutor(max_workers=2) as executor:
         yield executor
 
@@ -133,10 +145,8 @@ def test_a_fault_of_the_dispatcher_breaks_the_pool_and_hangs_nobody(
     assert processes(own_temp) == []
 
 
-def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(
-    own_temp, monkeypatch
-):
-    executor = SandboxExecutor(max_workers=1)
+def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(sharing, monkeypatch):
+    executor = sharing(max_workers=1)
     executor.submit("1").result()
 
     def interrupted(*_):
@@ -150,6 +160,44 @@ def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(
         for _ in range(100):
             executor.submit("3").exception(10)
     executor.shutdown()
+
+
+def idle_engine(monkeypatch):
+    """One that starts no thread, and has nobody to send to."""
+    engine = Engine(None, {}, 1, None)
+    monkeypatch.setattr(engine, "_start_threads", lambda output: None)
+    return engine
+
+
+def test_an_interrupt_of_who_sends_at_any_moment_leaves_the_wire_free_or_breaks_the_pool(
+    monkeypatch,
+):
+    engine = idle_engine(monkeypatch)
+    sent = []
+    engine._connection = types.SimpleNamespace(send=sent.extend)
+
+    def send():
+        engine._outbox = [1]
+        engine._flush()
+
+    for where in each_interrupt((Engine._flush,), send):
+        assert not engine._wire.locked(), where
+        assert engine._fault is not None or engine._outbox or sent, where
+        engine._fault = None
+        sent.clear()
+
+
+def test_an_interrupt_of_who_submits_at_any_moment_takes_no_room_for_ever(monkeypatch):
+    engine = idle_engine(monkeypatch)
+    monkeypatch.setattr(engine, "_decide_for_caller", lambda decision, task: decision(task))
+
+    def submit():
+        task = Task("t", 1, Cells([b""]), Settings(), None, 0.0)
+        task.future = CellFuture(task, engine)
+        engine.submit(task)
+
+    for where in each_interrupt((Engine.submit,), submit):
+        assert engine._coming == 0, where
 
 
 needs_epoll = pytest.mark.skipif(sys.platform != "linux", reason="others have no epoll(7)")
@@ -173,37 +221,37 @@ def readers(executor, monkeypatch, call):
 
 
 @needs_epoll
-def test_who_waits_for_a_short_call_reads_its_answer(executor, monkeypatch, eventually):
+def test_who_waits_for_a_short_call_reads_its_answer(lasting, monkeypatch, eventually):
     def one():
-        assert executor.submit(abs, -1).result(20) == 1
+        assert lasting.submit(abs, -1).result(20) == 1
 
     one()
     me = threading.current_thread()
     # One that takes longer, as on a busy machine, is read by the dispatcher.
-    eventually(lambda: me in readers(executor, monkeypatch, one))
+    eventually(lambda: me in readers(lasting, monkeypatch, one))
 
 
-def test_who_waits_reads_nothing_while_there_are_callbacks_or_others_wait(executor, monkeypatch):
-    executor.submit(abs, -1).result(20)
+def test_who_waits_reads_nothing_while_there_are_callbacks_or_others_wait(lasting, monkeypatch):
+    lasting.submit(abs, -1).result(20)
 
     def with_callback():
         threads = []
-        future = executor.submit(abs, -1)
+        future = lasting.submit(abs, -1)
         future.add_done_callback(lambda _: threads.append(threading.current_thread()))
         assert future.result(20) == 1
         return threads
 
     def one_of_two():
-        other = executor.submit("import time; time.sleep(0.2)")
+        other = lasting.submit("import time; time.sleep(0.2)")
         started(other)
         for _ in range(20):
-            assert executor.submit(abs, -1).result(20) == 1
+            assert lasting.submit(abs, -1).result(20) == 1
         other.result(20)
 
     me = threading.current_thread()
     for _ in range(20):
-        assert me not in readers(executor, monkeypatch, with_callback)
-    assert me not in readers(executor, monkeypatch, one_of_two)
+        assert me not in readers(lasting, monkeypatch, with_callback)
+    assert me not in readers(lasting, monkeypatch, one_of_two)
 
 
 @needs_epoll
@@ -267,16 +315,16 @@ def test_a_forgotten_executor_finishes_and_is_collected(own_temp, processes, eve
     assert set(threading.enumerate()) <= before
 
 
-def test_a_view_keeps_its_executor(own_temp):
-    view = SandboxExecutor(max_workers=1).options(timeout=5)
+def test_a_view_keeps_its_executor(sharing):
+    view = sharing(max_workers=1).options(timeout=5)
     gc.collect()
     assert view.submit("1").result().value == 1
     assert view.submit("2").result().value == 2
     view.shutdown()
 
 
-def test_shutdown_from_a_callback_does_not_wait_for_itself(own_temp):
-    executor = SandboxExecutor(max_workers=1)
+def test_shutdown_from_a_callback_does_not_wait_for_itself(sharing):
+    executor = sharing(max_workers=1)
     done = threading.Event()
     future = executor.options(on_output=lambda piece: None).submit("print(1)")
     future.add_done_callback(lambda _: (executor.shutdown(), done.set()))
@@ -284,8 +332,8 @@ def test_shutdown_from_a_callback_does_not_wait_for_itself(own_temp):
     executor.shutdown()
 
 
-def test_a_forked_child_may_not_submit_and_harms_nothing(own_temp):
-    with SandboxExecutor(max_workers=1) as executor:
+def test_a_forked_child_may_not_submit_and_harms_nothing(sharing):
+    with sharing(max_workers=1) as executor:
         executor.submit("1").result()
         pid = os.fork()
         if pid == 0:
@@ -301,8 +349,23 @@ def test_a_forked_child_may_not_submit_and_harms_nothing(own_temp):
         assert executor.submit("2").result().value == 2
 
 
-def test_many_threads_submit_and_each_gets_its_own(own_temp):
-    with SandboxExecutor(max_workers=2, state="reuse") as executor:
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_was_forked_in_a_callback_and_goes_on_takes_nothing_from_the_parent(executor):
+    children = []
+    future = executor.submit("import time; time.sleep(0.2)")
+    future.add_done_callback(lambda _: children.append(os.fork()))
+    future.result(20)
+    futures = [executor.submit(abs, -i) for i in range(100)]
+    assert [future.result(20) for future in futures] == list(range(100))
+    # It has come to the end of the thread that it is.
+    until = time.monotonic() + 10
+    while (gone := os.waitpid(children[0], os.WNOHANG)) == (0, 0) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert gone[0] == children[0]
+
+
+def test_many_threads_submit_and_each_gets_its_own(sharing):
+    with sharing(max_workers=2, state="reuse") as executor:
         got = {}
 
         def work(name):
@@ -409,7 +472,7 @@ def test_ctrl_c_reaches_the_client_alone(own_temp, processes, eventually):
         "    print([future.result().stdout for future in futures], flush=True)\n"
     )
     # As a terminal does it: the whole foreground process group gets the signal.
-    process = client(1, then, start_new_session=True)
+    process = client(0.5, then, start_new_session=True)
     assert process.stdout.readline() == "set\n"
     os.killpg(process.pid, signal.SIGINT)
     assert finish(process) == ("['x\\n', 'x\\n', 'x\\n']\n", "")
@@ -437,22 +500,22 @@ def test_an_unhandled_exception_in_the_block_still_ends_everything(own_temp, pro
     assert nothing_left(own_temp, processes)
 
 
-def test_a_callback_that_exits_ends_no_thread_of_ours(executor):
+def test_a_callback_that_exits_ends_no_thread_of_ours(lasting):
     def leave(future):
         raise SystemExit
 
-    futures = [executor.submit("import time; time.sleep(0.1)") for _ in range(3)]
+    futures = [lasting.submit("import time; time.sleep(0.1)") for _ in range(3)]
     for future in futures:
         future.add_done_callback(leave)
     assert [future.result(10).error for future in futures] == [None] * 3
-    assert executor.submit("1").result(10).value == 1
+    assert lasting.submit("1").result(10).value == 1
 
 
-def test_a_thread_that_cannot_be_started_is_tried_again(own_temp, monkeypatch):
+def test_a_thread_that_cannot_be_started_is_tried_again(sharing, monkeypatch):
     def no_more(self):
         raise RuntimeError("can't start new thread")
 
-    with SandboxExecutor(max_workers=1) as executor:
+    with sharing(max_workers=1) as executor:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_more)
             with pytest.raises(RuntimeError, match="start new thread"):
@@ -515,7 +578,8 @@ def test_a_runtime_that_is_lost_again_and_again_is_started_after_a_longer_wait_e
 
 
 @pytest.mark.parametrize("started", [0, 1])
-def test_threads_that_cannot_be_started_leave_none_behind(executor, monkeypatch, started):
+def test_threads_that_cannot_be_started_leave_none_behind(sharing, monkeypatch, started):
+    executor = sharing(max_workers=2)
     before = set(threading.enumerate())
     start = threading.Thread.start
     left = [started]
@@ -532,3 +596,4 @@ def test_threads_that_cannot_be_started_leave_none_behind(executor, monkeypatch,
             executor.submit("1")
     assert set(threading.enumerate()) == before
     assert executor.submit("1").result(20).value == 1
+    executor.shutdown()

@@ -196,6 +196,22 @@ def test_notes_travel():
     assert pickle.loads(pickle.dumps(error)).__notes__ == ["while testing"]
 
 
+@pytest.mark.parametrize(
+    ("status", "passing"), [(None, False), (404, False), (429, True), (503, True)]
+)
+def test_a_refusal_may_be_a_passing_one(status, passing):
+    error = RuntimeRejected("no")
+    error.status = status
+    assert error.passing is passing
+
+
+def test_that_no_runtime_is_there_may_pass_unless_it_says_otherwise():
+    error = RuntimeUnavailable("none")
+    assert error.passing
+    error.passing = False
+    assert not pickle.loads(pickle.dumps(error)).passing
+
+
 def test_an_error_of_a_subclass_travels_as_such():
     back = pickle.loads(pickle.dumps(OwnError("what", "s2")))
     assert type(back) is OwnError
@@ -341,6 +357,35 @@ def test_a_class_that_was_forgotten_is_made_again():
         cell_error(f"Unknown{i}", "", "")
     with pytest.raises(KeyError):
         raise pickle.loads(pickle.dumps(error))
+
+
+def test_its_args_are_what_the_exceptions_own_would_be():
+    assert cell_error("ValueError", "bad", "").args == ("bad",)
+    assert cell_error("ValueError", "", "").args == ()
+    for key in ("x", "it's", "é ", "", 3, 10**50):
+        assert cell_error("KeyError", repr(key), "").args == (key,)
+
+
+@pytest.mark.parametrize(
+    "text", ["<object object at 0x1>", "x", "'", "01", "٣", "9" * 100, "'\\udcff'", "('a', None)"]
+)
+def test_a_key_that_is_neither_a_plain_str_nor_an_int_is_its_text(text):
+    assert cell_error("KeyError", text, "").args == (text,)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_another_one_like_it_says_the_same(name):
+    error = cell_error(name, "'its text'", "its traceback")
+    again = type(error)(*error.args)
+    assert type(again) is type(error)
+    assert again.args == error.args
+    assert again.value == error.value
+    own = "CellError" if name in PLAIN else getattr(builtins, name).__name__
+    assert str(again) == f"{own}: {error.value}"
+    assert again.traceback == ""
+    more = type(error)(f"here: {error}")
+    assert f"here: {error}" in "".join(traceback.format_exception(type(more), more, None))
+    assert str(pickle.loads(pickle.dumps(more))) == str(more)
 
 
 # ── what the others say ─────────────────────────────────────────────────────

@@ -104,7 +104,8 @@ def test_who_has_configured_nothing_sees_warnings_only_on_stderr():
     done = run_unconfigured()
     assert (done.stdout, done.stderr) == ("", "")
     done = run_unconfigured(
-        worse="executor.run(['import os; os.kill(os.getppid(), 9); import time; time.sleep(9)'])"
+        # Another cell after it, so that the loss is heard of before the end.
+        worse="executor.run(['import os; os.kill(os.getppid(), 9); import time; time.sleep(9)', '1'])"
     )
     assert done.stdout == ""
     assert done.stderr.startswith("sandbox_lost sandbox_id=")
@@ -162,3 +163,34 @@ def test_an_event_that_cannot_be_logged_costs_nobody_anything(executor, monkeypa
     finally:
         structlog.reset_defaults()
     assert "task_finished could not be logged: RuntimeError('no disk')" in caplog.text
+
+
+class Unsayable(Exception):
+    def __str__(self):
+        raise ValueError("it cannot be said")
+
+    __repr__ = __str__
+
+
+class UnsayableExit(Unsayable, SystemExit):
+    pass
+
+
+def raise_unsayable():
+    raise Unsayable
+
+
+def leave(future):
+    raise UnsayableExit
+
+
+def test_an_exception_that_cannot_be_said_is_logged_in_the_sandboxs_words(own_temp, seen):
+    with SandboxExecutor(max_workers=1) as executor:
+        future = executor.options(task_id="odd").submit(raise_unsayable)
+        assert type(future.exception(20)) is Unsayable
+        later = executor.options(task_id="callback").submit("import time; time.sleep(0.1)")
+        later.add_done_callback(leave)
+        later.result(20)
+        assert executor.submit(abs, -1).result(20) == 1
+    [failed] = [event for _, event in seen if event["event"] == "task_failed"]
+    assert "Unsayable" in failed["error"]

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -347,9 +348,9 @@ def test_argv_runs_the_text_as_a_script(executor):
     assert result.stdout == "['prog.py', '-v'] __main__ prog.py\nthread\nat exit\n"
     assert result.value is None
     script = executor.options(argv=["prog.py"])
-    assert script.submit("import sys; sys.exit(0)").result().ok
+    assert script.submit("import sys; sys.exit(0)").result().exit_code == 0
     error = script.submit("import sys; sys.exit(3)").exception()
-    assert (error.name, error.value) == ("SystemExit", "3")
+    assert (error.name, error.value, error.result.exit_code) == ("SystemExit", "3", 3)
     error = script.submit("import sys; sys.exit('why')").exception()
     assert error.result.stderr == "why\n"
     error = script.submit("x = 1\n1/0").exception()
@@ -399,9 +400,9 @@ def test_the_public_names_are_these():
         assert inspect.getdoc(getattr(mentis_pool, name))
 
 
-def test_by_default_there_are_as_many_workers_as_cpus(monkeypatch):
+def test_by_default_there_are_as_many_workers_as_cpus(sharing, monkeypatch):
     monkeypatch.setattr("mentis_pool.executor.cpus", lambda: 3)
-    with SandboxExecutor() as executor:
+    with sharing() as executor:
         spans = "import time; b = time.time(); time.sleep(0.3); (b, time.time())"
         times = [result.value for result in executor.map([spans] * 4)]
     assert max(sum(b <= at < e for b, e in times) for at, _ in times) == 3
@@ -424,9 +425,9 @@ def test_no_more_than_max_workers_run_at_once_and_all_of_them_do(executor):
     assert max(itertools.accumulate(step for _, step in edges)) == 2
 
 
-def test_a_cell_that_waits_can_be_cancelled_and_one_that_runs_can_not(executor):
-    futures = [executor.submit("import time; time.sleep(0.3); 1") for _ in range(5)]
-    concurrent.futures.wait(futures[:1], timeout=0.2)
+def test_a_cell_that_waits_can_be_cancelled_and_one_that_runs_can_not(executor, eventually):
+    futures = [executor.submit("import time; time.sleep(0.5); 1") for _ in range(5)]
+    eventually(lambda: all(future.running() for future in futures[:2]))
     assert [future.cancel() for future in futures] == [False, False, True, True, True]
     done, _ = concurrent.futures.wait(futures, timeout=10)
     assert len(done) == 5
@@ -500,7 +501,9 @@ def test_shutdown_can_cancel_what_waits(own_temp):
 def test_a_runtime_that_cannot_be_started_says_why_and_what_to_do(monkeypatch, own_temp):
     monkeypatch.setattr("sys.executable", "/nonexistent/python")
     with SandboxExecutor(max_workers=1, retries=0) as executor:
-        with pytest.raises(RuntimeUnavailable, match="/nonexistent/python"):
+        with pytest.raises(
+            RuntimeUnavailable, match=r"/nonexistent/python.*sys\.executable must be a Python"
+        ):
             executor.submit("1").result(30)
         [result] = executor.run(["1"])
         assert isinstance(result.error, RuntimeUnavailable)
@@ -514,10 +517,28 @@ def test_a_runtime_that_cannot_be_started_says_why_and_what_to_do(monkeypatch, o
         assert [type(seen).__name__ for seen in future.observations()] == ["Error", "End"]
 
 
-def test_a_module_that_cannot_be_preloaded_is_named(own_temp):
-    with SandboxExecutor(max_workers=1, preload=["no_such_module"], retries=0) as executor:
-        with pytest.raises(RuntimeUnavailable, match=r"preload=.*No module named 'no_such_module'"):
-            executor.submit("1").result(30)
+def test_a_module_that_cannot_be_preloaded_is_named_and_not_tried_again(own_temp, caplog):
+    with SandboxExecutor(max_workers=1, preload=["wave", "no_such_module"]) as executor:
+        error = executor.submit("1").exception(30)
+    assert isinstance(error, RuntimeUnavailable)
+    assert re.search(
+        r"'no_such_module' of preload= cannot be imported: .*No module named 'no_such_module'\n"
+        r"Install no_such_module where the client runs \(.*\), or take 'no_such_module' out of preload=",
+        str(error),
+    ), error
+    assert "exit code 0" not in str(error)
+    retried = [r for r in caplog.records if getattr(r, "event", "") == "runtime_retried"]
+    assert retried == [], "it would fail again"
+
+
+def test_a_module_that_raises_as_it_is_preloaded_is_named(own_temp, shown, monkeypatch):
+    (shown / "raises_at_import.py").write_text("1/0")
+    monkeypatch.syspath_prepend(str(shown))
+    with SandboxExecutor(max_workers=1, preload=["raises_at_import"]) as executor:
+        error = executor.submit("1").exception(30)
+    assert isinstance(error, RuntimeUnavailable)
+    assert "'raises_at_import' of preload= cannot be imported: ZeroDivisionError" in str(error)
+    assert "-c 'import raises_at_import', or take 'raises_at_import' out of preload=" in str(error)
 
 
 def test_preloaded_modules_are_there_and_random_numbers_differ(own_temp):

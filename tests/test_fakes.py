@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROGRAM = """
 import json, time
-from fakes import OriginalRuntime
+from fakes import OriginalRuntime, kernels
 from mentis_pool.client import Client
 from mentis_pool.address import parse
 from mentis_pool.mentis_v1 import RunCell
@@ -19,7 +19,7 @@ with OriginalRuntime() as runtime:
         client.run_cell("default", client.create_sandbox("default"), RunCell(code))
     time.sleep(0.5)
     pids = [sandbox._pid for sandbox in runtime.sandboxes.values()]
-    print(json.dumps([runtime._kernels._process.pid, *pids]), flush=True)
+    print(json.dumps([kernels()._process.pid, *pids]), flush=True)
     time.sleep(60)
 """
 

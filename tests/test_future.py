@@ -75,3 +75,21 @@ def test_a_listener_misses_nothing_however_it_races_with_the_speaker():
             future._heard()
         listener.join(10)
         assert heard == said
+
+
+def test_it_knows_whether_it_has_callbacks():
+    for cancelled in (False, True):
+        future = CellFuture(Task("t", 1, Cells([b""]), Settings(), None, 0.0), Idle())
+        assert not future.has_callbacks
+        called = []
+        if cancelled:
+            future.cancel()
+        future.add_done_callback(called.append)
+        assert future.has_callbacks
+        future.cancel()
+        assert called == [future]
+
+
+class Idle:
+    def cancelled(self, task):
+        pass

@@ -7,6 +7,7 @@ import itertools
 from concurrent.futures import Future
 
 import pytest
+import tenacity
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -739,9 +740,37 @@ def test_a_signal_is_for_what_runs():
     pool.said(task.action, Start(0.0), NOW)
     assert pool.signal(task, 2, False) == [Strike(task.action, 1, 2)]
     assert fail(pool, task, "died")[0] == Retried(task, "its sandbox failed")
-    assert pool.signal(task, 9, True) == []
+    assert pool.signal(task, 2, False) == []
+    pool.said(task.action, Start(0.0), NOW)
     end(pool, task)
     assert pool.signal(task, 9, True) == []
+
+
+def test_who_is_killed_while_it_waits_to_be_run_again_is_not():
+    pool, task = connected(), a_task(retries=1, idempotent=True)
+    pool.add(task)
+    pool.said(task.action, Start(0.0), NOW)
+    fail(pool, task, "died")
+    # It has been sent again.
+    assert pool.signal(task, 9, True) == [Withdraw(task.action, 1), Settle(task)]
+    assert isinstance(error_of(task), SandboxDied)
+    assert pool.signal(task, 9, True) == []
+
+
+@pytest.mark.parametrize("delayed", [True, False])
+def test_who_is_killed_while_its_policy_decides_or_makes_it_wait_is_not_run_again(delayed):
+    pool, task = connected(), a_task(retries=tenacity.Retrying())
+    other = a_task("u")
+    judging(pool, task)
+    pool.add(other)
+    if delayed:
+        pool.judged(task, 5.0, NOW)
+    assert Settle(task) in pool.signal(task, 9, True)
+    assert task.ended
+    assert pool.judged(task, 5.0, NOW) == []
+    assert pool.passed(NOW + 10) == []
+    pool.said(other.action, Start(0.0), NOW)
+    assert Settle(other) in end(pool, other)
 
 
 def test_a_kill_ends_all():
@@ -1658,8 +1687,10 @@ class Walk(RuleBasedStateMachine):
     @rule(data=st.data(), final=st.booleans())
     def signal(self, data, final):
         task = data.draw(st.sampled_from(self.tasks))
+        runs = task.state is State.RUNNING and task in self.out.values()
+        waits = final and bool(task.claimed) and not task.ended
         orders = self.pool.signal(task, 9 if final else 2, final)
-        assert bool(orders) == (task.state is State.RUNNING and task in self.out.values())
+        assert bool(orders) == (runs or waits)
         self.a_thread(orders)
 
     @precondition(lambda self: len(self.sessions) < 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import json
 import os
 import re
@@ -68,12 +69,25 @@ def test_the_first_example_prints_what_its_cells_print():
     assert done.stdout == "1\n2\n3\n"
 
 
-COMMANDS = [
-    line.removeprefix("pip install . && ")
+LINES = [
+    line
     for block in re.findall(r"```sh\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     for line in block.splitlines()
-    if "mentis-pool" in line and "serve" not in line
 ]
+FIRST, SECOND = LINES[:2]
+COMMANDS = [line for line in LINES[2:] if "mentis-pool" in line and "serve" not in line]
+
+
+def run(command, directory):
+    """Run a command as a shell does in which this Python's scripts are found."""
+    beside = os.path.dirname(sys.executable)
+    return subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        env={**os.environ, "PATH": f"{beside}:{os.environ['PATH']}"},
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
@@ -81,21 +95,59 @@ def test_a_command_of_the_readme_runs(command, tmp_path):
     (tmp_path / "solution.py").write_text("print('solved')")
     cells = [{"cell_type": "code", "source": "print('noted')"}]
     (tmp_path / "notebook.ipynb").write_text(json.dumps({"nbformat": 4, "cells": cells}))
-    beside = os.path.dirname(sys.executable)
-    done = subprocess.run(
-        ["sh", "-c", command],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PATH": f"{beside}:{os.environ['PATH']}"},
-    )
+    done = run(command, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     for name, said in (("solution.py", "solved"), ("notebook.ipynb", "noted"), ("6 * 7", "42")):
         assert (said in done.stdout) == (name in command)
 
 
 def test_there_are_commands_in_the_readme():
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 2
+
+
+def test_the_first_command_prints_what_its_cells_give(tmp_path):
+    install, then, command = FIRST.partition(" && ")
+    assert (install, then) == ("pip install .", " && ")
+    done = run(command, tmp_path)
+    assert done.stdout == (
+        "── cell 1\nhello from a sandbox\n── cell 2\n3.141592653589793\n── cell 3\nLinux\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_second_command_installs_what_tests_need_and_runs_them():
+    assert SECOND == 'pip install ".[test]" && python -m pytest'
+
+
+def test_both_commands_are_followed_to_the_letter_by_what_checks_every_change():
+    script = (README.parent / ".ci" / "run").read_text("utf-8")
+    for command, name in ((FIRST, "main_job"), (SECOND, "tests")):
+        [found] = re.findall(rf"^{name}=\$\((.*)\)$", script, re.MULTILINE)
+        done = subprocess.run(
+            ["sh", "-c", found], capture_output=True, text=True, cwd=README.parent
+        )
+        assert done.stdout == command + "\n"
+    assert '\nrun_in python3 first "$main_job" "$tests"\n' in script
+
+
+def test_the_top_level_has_what_belongs_there_and_nothing_else():
+    words = ["git", "ls-files"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=README.parent)
+    if done.returncode != 0:
+        pytest.skip("this is no checkout")
+    assert {line.split("/")[0] for line in done.stdout.splitlines()} == {
+        *("mentis_pool", "tests", "benchmarks", "setup.cfg", "pyproject.toml"),
+        *("README.md", "LICENSE", "CHANGELOG.md", ".gitignore", ".ci"),
+    }
+
+
+def test_it_claims_the_versions_of_python_that_it_was_run_on():
+    setup = configparser.ConfigParser()
+    setup.read(README.parent / "setup.cfg")
+    claimed = re.findall(r"Python :: 3\.(\d+)$", setup["metadata"]["classifiers"], re.MULTILINE)
+    first, last = re.search(r"CPython 3\.(\d+) to 3\.(\d+): there all", README.read_text()).groups()
+    assert claimed == [str(minor) for minor in range(int(first), int(last) + 1)]
+    assert setup["options"]["python_requires"] == f">=3.{first}"
 
 
 def test_the_command_that_serves_serves(own_temp):

@@ -6,6 +6,7 @@ import collections
 import copyreg
 import dataclasses
 import enum
+import fractions
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import resource
 import subprocess
 import sys
 import threading
+import traceback
 import types
 from typing import NamedTuple
 
@@ -134,6 +136,26 @@ class Bytes(bytes):
 
 
 class Number(int):
+    pass
+
+
+class Missing(ImportError):
+    pass
+
+
+class Word(str):
+    pass
+
+
+class Share(fractions.Fraction):
+    pass
+
+
+class Row(tuple):
+    pass
+
+
+class Queue(collections.deque):
     pass
 
 
@@ -522,6 +544,7 @@ def test_what_a_newer_python_tells_of_an_attribute_error_is_kept():
         Ask("exception", "ValueError", ()),
         Ask("exception", cls(ValueError), Ask("range", 0, 10**10, 1)),
         Ask("exception", cls(SyntaxError), ("x", Ask("range", 0, 10**10, 1))),
+        Ask("exception", cls(SyntaxError), ("x", Ask("ip", "IPv6Network", "::/0"))),
         Ask("exception", cls(ValueError), (), state={"args": Ask("range", 0, 10**10, 1)}),
         Ask("exception", cls(ValueError), (), state=[1]),
         Ask("exception", cls(ValueError), (), items=[1]),
@@ -536,6 +559,37 @@ def test_what_a_newer_python_tells_of_an_attribute_error_is_kept():
 def test_a_forged_exception_is_refused(ask):
     with pytest.raises(PayloadError):
         read(forge(ask), HERE)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no exception groups")
+@pytest.mark.parametrize("name", ["ExceptionGroup", "BaseExceptionGroup"])
+@pytest.mark.parametrize(
+    "content", [Ask("range", 0, 10**10, 1), Ask("ip", "IPv6Network", "::/0")], ids=repr
+)
+def test_a_group_of_endless_exceptions_is_refused(name, content):
+    with pytest.raises(PayloadError):
+        read(forge(Ask("exception", Ask("class", "builtins", name), ("x", content))))
+
+
+@pytest.mark.parametrize("kind", ["exception", "new"])
+def test_whoever_prints_an_import_error_imports_nothing(kind):
+    told = {"name": "antigravity", "name_from": "x", "path": "/x", "msg": "m"}
+    parts = (("x",),) if kind == "exception" else (("x",), {})
+    back = read(forge(Ask(kind, cls(Missing), *parts, state=told)), HERE)
+    assert (back.name, back.path) == ("antigravity", "/x")
+    text = "".join(traceback.format_exception(type(back), back, None))
+    assert "Missing" in text
+    # From Python 3.12 on it looks there for a better name.
+    assert "antigravity" not in sys.modules
+
+
+def test_only_an_import_error_has_a_state_that_is_changed():
+    told = {"name_from": "x"}
+    for ask in (
+        Ask("exception", cls(ValueError), (), state=told),
+        Ask("new", cls(Point), (), {}, state=told),
+    ):
+        assert vars(read(forge(ask), HERE)) == told
 
 
 def test_an_exceptions_dunders_stay_in_its_dict():
@@ -608,6 +662,11 @@ def test_a_plain_pickle_calls_nothing(protocol, function, tmp_path):
 
 FUNCTION = Ask("function", HERE, "ran")
 LONG = Ask("range", 0, 10**10, 1)
+NETWORK = Ask("ip", "IPv6Network", "::/0")
+HUGE = Ask("Decimal", "1E+999999999")
+SHARED = []
+for _ in range(40):
+    SHARED = [SHARED, SHARED]  # as text, or gone through, it never ends
 
 FORGED = {
     "function": FUNCTION,
@@ -657,8 +716,40 @@ FORGED = {
     "property": Ask("new", cls(Slotted), (), {}, state=(None, {"setter": 5})),
     "size": Ask("new", cls(Bytes), (10**11,), {}),
     "size called": Ask("call", cls(Bytes), (10**11,)),
+    "size by name": Ask("new", cls(Bytes), (), {"source": 10**11}),
     "endless": Ask("call", cls(Texts), (LONG,)),
-    "endless new": Ask("new", cls(Pair), (LONG,), {}),
+    "endless new": Ask("new", cls(Row), (LONG,), {}),
+    "endless arguments": Ask("call", cls(Point), LONG),
+    "endless arguments new": Ask("new", cls(Point), NETWORK, {}),
+    "endless network": Ask("call", cls(Texts), (NETWORK,)),
+    "endless range of pandas": Ask(
+        "call", cls(Texts), (Ask("pandas.RangeIndex", 0, 10**12, 1, None),)
+    ),
+    "endless chain": Ask("call", cls(Queue), (Ask("ChainMap", items=[LONG]),)),
+    "endless set": Ask("call", cls(Names), (NETWORK,)),
+    "endless dict": Ask("call", cls(Table), (NETWORK,)),
+    "endless pair": Ask("call", cls(Table), ([NETWORK],)),
+    "endless text": Ask("new", cls(Word), (SHARED,), {}),
+    "huge number": Ask("call", cls(Number), (HUGE,)),
+    "huge fraction": Ask("call", cls(Share), ("1E999999999",)),
+    "huge offset": Ask("numpy.dtype", ([("x", None, "i4", HUGE)], 4, False)),
+    "huge itemsize": Ask("numpy.dtype", ([("x", None, "i4", 0)], HUGE, False)),
+    "endless flags": Ask("flags", cls(Access), SHARED),
+    "endless member": Ask("member", cls(Color), SHARED),
+    "endless safe": Ask("UUID", 1, SHARED),
+    "endless storage": Ask("pandas.dtype", "StringDtype", SHARED, None),
+    "endless closed": Ask("pandas.Interval", 1, 2, SHARED),
+    "endless level": Ask(
+        "pandas.MultiIndex",
+        [Ask("pandas.RangeIndex", 0, 10**9, 1, None)],
+        [Ask("numpy.array", "<i8", (0,), False, b"")],
+        [None],
+    ),
+    "endless intervals": Ask(
+        "pandas.array",
+        Ask("pandas.dtype", "IntervalDtype", "int64", "left"),
+        *[Ask("pandas.RangeIndex", 0, 10**9, 1, None)] * 2,
+    ),
     "no arguments": Ask("new", cls(Point), 5, {}),
     "kind": Ask(5),
     "kind of none": Ask("no such kind"),
@@ -788,6 +879,53 @@ def test_what_is_nested_too_deep_is_refused():
     deep = b"\x80\x05" + b"](" * 10**5 + forge(ask)[11:-1] + b"e" * 10**5 + b"."
     with pytest.raises(PayloadError):
         read(deep)
+
+
+def test_containers_with_objects_in_them_are_so_deep_and_no_deeper():
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        for depth in (1999, 2001):
+            deep = (
+                b"\x80\x05" + b"](" * depth + forge(Ask("date", 2024, 1, 1))[11:-1] + b"e" * depth
+            )
+            if depth < 2000:
+                assert type(read(deep + b".")) is list
+            else:
+                with pytest.raises(PayloadError, match="containers in each other"):
+                    read(deep + b".")
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_what_is_nested_too_deep_is_refused_whatever_pythons_own_limit():
+    # In a process of its own: without a limit the C stack ends, and the process with it.
+    script = """
+import sys
+sys.setrecursionlimit(10**6)
+from mentis_pool.errors import PayloadError
+from forged import Ask, forge, read
+try:
+    read(b"\\x80\\x05" + b"](" * 10**5 + forge(Ask("date", 2024, 1, 1))[11:-1] + b"e" * 10**5 + b".")
+except PayloadError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "the value has more than 2000 containers in each other\n"
+
+
+def test_numbers_and_texts_of_ones_own_classes_come_back():
+    values = [Number(7), Word("x"), Share(1, 3), Row((1, range(3))), Queue([1]), Bytes(b"x")]
+    values += [Pair(range(3), collections.ChainMap()), Table(x=range(3)), Texts([range(3)])]
+    back = there_and_back(values, HERE)
+    assert back == values
+    assert list(map(type, back)) == list(map(type, values))
 
 
 def test_attributes_are_given_to_what_may_have_them():

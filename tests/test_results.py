@@ -366,6 +366,10 @@ def test_the_repr_is_short_and_printable(value, text):
     assert "\n" not in repr(result)
 
 
+def test_the_repr_has_the_exit_code_where_there_is_one():
+    assert repr(CellResult(exit_code=0)) == "CellResult(exit_code=0)"
+
+
 def test_a_long_value_is_cut_in_the_repr():
     assert repr(CellResult(stdout="x" * 100)) == f"CellResult(stdout='{'x' * 75}…')"
     assert repr(CellResult(stdout="x" * 78)) == f"CellResult(stdout='{'x' * 78}')"

@@ -36,7 +36,7 @@ def session(runtime):
         yield session
 
 
-# ── the guide's example, as it stands ───────────────────────────────────────
+# ── the guide's example, as it stands, but in a tenth of its time ───────────
 
 
 def guide(sandbox_session):
@@ -44,8 +44,8 @@ def guide(sandbox_session):
         sandbox, obs_queue = sandbox_session
         tasks = [ConcurrentTask(sandbox, i) for i in range(3)]
         for i, task in enumerate(tasks):
-            task.execute(f"import time\nprint('Task {i}')\ntime.sleep(1)")
-        time.sleep(3)
+            task.execute(f"import time\nprint('Task {i}')\ntime.sleep(0.1)")
+        time.sleep(0.3)
         results = {}
         for i, task in enumerate(tasks):
             stdout = ""
@@ -116,8 +116,8 @@ def test_an_error_ends_a_collection(session):
 def test_a_timeout_is_incomplete_and_the_next_call_goes_on(session, caplog):
     sandbox, observations = session
     task = ConcurrentTask(sandbox, "t")
-    task.execute("import time; time.sleep(1); print('late')")
-    first = task.collect_results(observations, timeout=0.3)
+    task.execute("import time; time.sleep(0.6); print('late')")
+    first = task.collect_results(observations, timeout=0.1)
     assert not first.complete
     assert "collection_incomplete" in caplog.text
     second = task.collect_results(observations)

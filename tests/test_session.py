@@ -41,8 +41,8 @@ def session(executor):
 
 
 @pytest.fixture
-def single(own_temp):
-    with SandboxExecutor(max_workers=1) as executor:
+def single(sharing):
+    with sharing(max_workers=1) as executor:
         yield executor
 
 
@@ -346,8 +346,8 @@ def test_a_closed_session_takes_nothing(executor):
         session.options(timeout=1).submit("1")
 
 
-def test_after_a_shutdown_there_is_no_session(own_temp):
-    executor = SandboxExecutor(max_workers=1)
+def test_after_a_shutdown_there_is_no_session(sharing):
+    executor = sharing(max_workers=1)
     session = executor.session()
     future = session.submit("import time; time.sleep(0.2); 5")
     executor.shutdown(wait=False)
@@ -401,8 +401,8 @@ def test_one_more_may_wait_for_so_long(executor):
             assert third.submit("1").result(BOUND).value == 1
 
 
-def test_who_waits_for_a_session_hears_of_a_shutdown(own_temp):
-    executor = SandboxExecutor(max_workers=1)
+def test_who_waits_for_a_session_hears_of_a_shutdown(sharing):
+    executor = sharing(max_workers=1)
     session = executor.session()
     session.submit("1").result(BOUND)
     heard = []

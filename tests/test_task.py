@@ -819,6 +819,13 @@ def test_a_shell_command_has_its_exit_code():
     assert result_of(Result()).exit_code is None
 
 
+@pytest.mark.parametrize(("settings", "code"), [(Settings(argv=("a.py",)), 4), (Settings(), None)])
+def test_a_script_whose_process_exits_has_that_exit_code(settings, code):
+    result = result_of(Error("died", "gone", exit_code=4), End(1.0), settings=settings)
+    assert result.exit_code == code
+    assert result.error.exit_code == 4
+
+
 def test_only_what_the_last_attempt_said_counts():
     result = result_of(
         Stream(OUT, b"1"), Error("died", "m"), Start(1.0), Stream(OUT, b"2"), Result()

@@ -62,7 +62,7 @@ def test_a_thread_is_used_again(broken):
 
 
 def test_threads_without_work_end_and_come_back(broken, monkeypatch, eventually):
-    monkeypatch.setattr(module, "IDLE", 0.02)
+    monkeypatch.setattr(module, "IDLE", 0.005)
     threads = a_few(broken, 3)
     for _ in range(3):
         done = threading.Event()
@@ -73,7 +73,7 @@ def test_threads_without_work_end_and_come_back(broken, monkeypatch, eventually)
         done = threading.Event()
         threads.do(done.set)
         assert done.wait(5), "a call is never left to a thread that ends"
-        time.sleep(0.0199)
+        time.sleep(0.0049)
     threads.close()
 
 

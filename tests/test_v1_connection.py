@@ -295,7 +295,7 @@ def test_a_forgotten_executor_leaves_nothing_at_the_runtime(original, eventually
 
 
 def test_shutdown_does_not_wait_for_a_sandbox_that_is_slow_to_come(original):
-    original.script.create_delay = 1.0
+    original.script.create_delay = 0.5
     begun = time.monotonic()
     with executor_at(original) as executor:
         future = executor.submit("1")

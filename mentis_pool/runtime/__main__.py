@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from mentis_pool.runtime import posix, program, standing
 
@@ -40,7 +41,7 @@ def main() -> None:
         try:
             stack.enter_context(program.own_directory(directory))
         except OSError as exc:
-            sys.exit(str(exc))
+            _give_up(exc)
         os.chdir(directory)
         # First of all, so that it warms up on another core while this one imports the server.
         try:
@@ -54,12 +55,12 @@ def main() -> None:
                 )
             )
         except standing.NoIsolation as exc:
-            sys.exit(str(exc))
+            _give_up(exc)
         listener = stack.enter_context(_listen(directory, token, client))
         from mentis_pool.runtime.server import server
 
         try:
-            program.run(
+            code = program.run(
                 zygote,
                 directory,
                 listener,
@@ -67,7 +68,13 @@ def main() -> None:
                 watch,
             )
         except standing.NoIsolation as exc:
-            sys.exit(str(exc))
+            _give_up(exc)
+    sys.exit(code)
+
+
+def _give_up(why: Exception) -> NoReturn:
+    print(why, file=sys.stderr, flush=True)
+    sys.exit(program.HOPELESS)
 
 
 def _listen(directory: str, token: str | None, client: int) -> socket.socket:

@@ -12,6 +12,7 @@ import asyncio  # noqa: F401 - cells await, and importing it takes 40 ms
 import atexit
 import base64
 import builtins
+import codeop
 import contextlib
 import io
 import json
@@ -25,7 +26,7 @@ import types
 import warnings
 from _sitebuiltins import Quitter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler, PyCF_MASK
@@ -68,6 +69,11 @@ class _Hook(DisplayHook):  # type: ignore[misc]
     value: Any = None
     shown: Result | None = None
     result_of: Callable[[Any], Result]
+
+    def quiet(self) -> bool:
+        """As IPython's, which looks at each token."""
+        parsed = self.shell.history_manager.input_hist_parsed
+        return bool(parsed) and ";" in parsed[-1] and super().quiet()
 
     def __call__(self, result: Any = None) -> None:
         if result is None:
@@ -115,13 +121,21 @@ class _Profile(ProfileDir):  # type: ignore[misc]
         return os.path.expanduser("~/.ipython/profile_default")
 
 
+class _Exit(Quitter):
+    """Without a code, an exit that says nothing: not ``SystemExit: None``."""
+
+    def __call__(self, code: object = None) -> NoReturn:
+        raise SystemExit(*(() if code is None else (code,)))
+
+
 class _Python(NamedTuple):
-    """A cell of plain Python: what runs first, and the statements after it, one by one."""
+    """A cell of plain Python: what runs first, the statements after it, one by one, and a value."""
 
     source: str
     name: str
     head: types.CodeType | None
     body: list[ast.stmt]
+    value: types.CodeType | None = None
 
 
 def _last_line_at_margin(source: str) -> int:
@@ -150,6 +164,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
     display_pub_class = Type(_Publisher)
     show: Show
     _own_callbacks: dict[str, int]
+    _plain_printers: dict[type, Any]
+    """What IPython prints plain values by, unless a cell says otherwise."""
     _depth = 0
     """How many pieces of code run: 1 for the cell's, more where that runs cells itself."""
 
@@ -233,6 +249,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
                 else:
                     code = self.compile(ast.Module([node], []), python.name, "exec")
                 exec(code, self.user_ns)
+            if python.value is not None:
+                sys.displayhook(eval(python.value, self.user_ns))
             ran.result = self.displayhook.value
         except BaseException as exc:  # noqa: BLE001 - whatever the cell raises is its outcome
             ran.error_in_exec = exc
@@ -243,6 +261,24 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
             self.execution_count += not counts_first
         error: BaseException | None = ran.error_in_exec
         return error
+
+    def plain_text(self, value: Any) -> Any:
+        """The text of what needs no layout, by its own repr where IPython would take that as well."""
+        formatter = self.display_formatter.formatters["text/plain"]
+        kind = type(value)
+        printer = formatter.singleton_printers.get(id(value))
+        if printer is None:
+            printer = formatter.type_printers.get(kind)
+        if (
+            printer is self._plain_printers[kind]
+            and formatter.pprint
+            and (kind is not float or formatter.float_format == "%r")
+        ):
+            try:
+                return repr(value)
+            except ValueError:
+                pass  # an int of too many digits
+        return formatter(value)
 
     def _trigger(self, event: str, *args: Any) -> None:
         # What IPython itself registers has nothing to do for a new namespace.
@@ -282,14 +318,19 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         head, tail = source[:at], source[at:]
         if not at or ";" in tail or "__future__" in source:
             return None
+        flags = self.compile.flags & PyCF_MASK
+        # Below as many lines as there are above it.
+        tail = "\n" * head.count("\n") + tail
         try:
-            # Below as many lines as there are above it.
-            body = ast.parse("\n" * head.count("\n") + tail, name).body
-            flags = self.compile.flags & PyCF_MASK
             code = compile(head, name, "exec", flags, dont_inherit=True)
+            try:
+                # Most often it is an expression, whose tree need not be made.
+                value = compile(tail, name, "eval", flags, dont_inherit=True)
+            except SyntaxError:
+                return _Python(source, name, code, ast.parse(tail, name).body)
         except SyntaxError:
             return None
-        return _Python(source, name, code, body)
+        return _Python(source, name, code, [], value)
 
     def _may_be_python(self, cell: str) -> bool:
         """Not one line whose first word is a magic's: ``ls -l`` is also a subtraction."""
@@ -321,7 +362,7 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         self.user_ns.update(_="", __="", ___="")
         # IPython's own exit() asks a terminal to close; here it ends the cell, as in Python.
         for name in ("exit", "quit"):
-            self.user_ns[name] = self.user_ns_hidden[name] = Quitter(name, "end-of-file")
+            self.user_ns[name] = self.user_ns_hidden[name] = _Exit(name, "end-of-file")
         sys.modules["__main__"] = module
         self.last_execution_result = None
 
@@ -343,6 +384,9 @@ def build_shell() -> CellShell:
     shell.builtin_trap.__enter__()
     shell.display_trap.__enter__()
     shell._own_callbacks = {name: len(calls) for name, calls in shell.events.callbacks.items()}
+    printers = shell.display_formatter.formatters["text/plain"].type_printers
+    # True and False have theirs by themselves, which is the same.
+    shell._plain_printers = {kind: printers.get(kind, printers[int]) for kind in _PLAIN}
     # A cell that asks for help or an exit has no pager and no prompt to go to.
     shell.set_hook("show_in_pager", lambda _self, text, *a, **k: print(_plain_text(text)), 99)
     return shell
@@ -360,9 +404,14 @@ def warm_up() -> None:
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         run.cells(["import math\nx = [1]\nprint(x)\nmath.pi", "display(1)", "1/0", "%pwd", "x ="])
+    forget_sources()
+    shell.clear()
+
+
+def forget_sources() -> None:
+    """Have no lines of cells that ran before."""
     for name in [name for name in linecache.cache if name.startswith("<cell ")]:
         del linecache.cache[name]
-    shell.clear()
 
 
 class CellRun:
@@ -426,7 +475,7 @@ class CellRun:
     def _forms(self, value: Any) -> tuple[str, Bundle | None]:
         """The value's text, and its bundle when that has more than text."""
         if type(value) in _PLAIN:
-            data = {"text/plain": self._shell.display_formatter.formatters["text/plain"](value)}
+            data = {"text/plain": self._shell.plain_text(value)}
         else:
             data, _ = self._shell.display_formatter.format(value)
         # Not even an int has one always: Python writes no more than 4300 digits.
@@ -442,9 +491,8 @@ class CellRun:
             return shown, None
         return shown, bundle
 
-    def script(self, source: str, argv: list[str]) -> Result:
-        """Run the source as ``python argv[0]`` would, up to and with its exit."""
-        name = argv[0]
+    def script(self, source: str, argv: list[str], name: str) -> Result:
+        """Run the source as ``python argv[0]`` would, from the file of this name, up to its exit."""
         # It finds its neighbours, as with Python.
         sys.path[:1] = [os.path.dirname(os.path.realpath(name))]
         module = types.ModuleType("__main__")
@@ -462,9 +510,9 @@ class CellRun:
         except BaseException as exc:
             if self._in_child():
                 raise
-            if not isinstance(exc, SystemExit) or exit_code(exc):
-                return Result(failure=failure_of(exc))
-        return Result()
+            code = exit_code(exc) if isinstance(exc, SystemExit) else 1
+            return Result(failure=failure_of(exc) if code else None, exit_code=code)
+        return Result(exit_code=0)
 
     def _in_child(self) -> bool:
         """Whether this is a child that the cell forked: what it raises, it ends with."""
@@ -568,11 +616,12 @@ _OURS = (
     os.path.join(os.path.dirname(__file__), "worker.py"),
     os.path.join(os.path.dirname(__file__), "calls.py"),
     interactiveshell.__file__,
+    codeop.__file__,
 )
 
 
 def _strip(shown: traceback.TracebackException, seen: set[int] | None = None) -> None:
-    """Take out the frames of the worker and of IPython's shell, which ran it."""
+    """Take out the frames of the worker and of IPython's shell, which compiled and ran it."""
     seen = set() if seen is None else seen
     if id(shown) in seen:
         return
@@ -582,6 +631,11 @@ def _strip(shown: traceback.TracebackException, seen: set[int] | None = None) ->
         for frame in shown.stack
         if frame.filename not in _OURS and "/IPython/core/" not in frame.filename
     ]
+    line = shown.lineno if getattr(shown, "text", "") is None else None
+    if line is not None and line.isdigit():
+        # The compiler does not have the source of a tree, and looks for a file.
+        found = linecache.getline(str(shown.filename), int(line))
+        shown.text = found or shown.text
     for other in (shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())):
         if other is not None:
             _strip(other, seen)

@@ -49,6 +49,9 @@ class Ground:
     def enter(self) -> None:
         """As the zygote, before anything else; it may go on as another process."""
 
+    def loaded(self) -> None:
+        """As the zygote, once all is imported: have what is the same in every sandbox."""
+
     def fork(self) -> int:
         """os.fork(), for an init."""
         return os.fork()
@@ -102,6 +105,10 @@ class _Walled(Ground):
         kernel.mount("tmpfs", _SCRATCH, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=700")
         os.environ.update(HOME=_SCRATCH, TMPDIR=_SCRATCH)
 
+    def loaded(self) -> None:
+        work, temporary, _ = wall.ROOMS
+        os.environ.update(HOME=work, TMPDIR=temporary, PWD=work)
+
     def fork(self) -> int:
         return namespaces.fork(self._own)
 
@@ -112,8 +119,6 @@ class _Walled(Ground):
         if limits.processes is not None:
             # The supervisor's watch is more exact, and later.
             namespaces.limit_processes(limits.processes)
-        work, temporary, _ = wall.ROOMS
-        os.environ.update(HOME=work, TMPDIR=temporary, PWD=work)
 
     def empty(self) -> None:
         self._rooms.renew()

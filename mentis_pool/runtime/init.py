@@ -22,42 +22,32 @@ TRACKER_PATIENCE = 1.0
 """Seconds that a resource tracker has to unlink what was left in /dev/shm."""
 
 
-def main(
-    sock: socket.socket,
-    stdout: int,
-    stderr: int,
-    directory: str,
-    ground: grounds.Ground,
-    limits: Limits,
-    template: worker.Worker,
-) -> None:
-    """Be the init of a sandbox, until the supervisor closes ``sock``."""
-    os.setsid()
-    ground.settle(directory, limits)
-    template.settle(stdout, stderr, os.environ["PWD"], limits)
-    Init(sock, template, ground).run()
-
-
 class Init:
-    """The workers of one sandbox: one that runs, and at times the next, already forked."""
+    """The workers of one sandbox: one that runs, and at times the next, already forked.
 
-    def __init__(
-        self, sock: socket.socket, template: worker.Worker, ground: grounds.Ground
-    ) -> None:
-        self._sock = sock
+    Like what a worker does, it is made ready in the zygote.
+    """
+
+    def __init__(self, template: worker.Worker, ground: grounds.Ground) -> None:
         self._template = template
         self._ground = ground
         self._workers: list[int] = []
         self._commands: list[int] = []
-        self._woken, self._wake = os.pipe()
+        self._heard = wire.Unpacker[wire.ToInit](wire.ToInit)  # type: ignore[arg-type]
 
-    def run(self) -> None:
-        """Serve until end-of-file; then leave no process behind."""
+    def run(
+        self, sock: socket.socket, stdout: int, stderr: int, directory: str, limits: Limits
+    ) -> None:
+        """Be the init of a sandbox until the supervisor closes ``sock``; leave no process behind."""
+        os.setsid()
+        self._sock = sock
+        self._ground.settle(directory, limits)
+        self._template.settle(stdout, stderr, os.environ["PWD"], limits)
+        self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._woken, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        commands = wire.Unpacker[wire.ToInit](wire.ToInit)  # type: ignore[arg-type]
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
@@ -70,7 +60,7 @@ class Init:
                     data = self._sock.recv(65536)
                     if not data:
                         break
-                    for command in commands.feed(data):
+                    for command in self._heard.feed(data):
                         self._obey(command)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the supervisor is gone: the same as end-of-file
@@ -129,7 +119,7 @@ class Init:
         with ours, filled, taken:
             sent = [each.fileno() for each in (ours, filled, taken)]
             sent += [] if written is None else [written]
-            socket.send_fds(self._sock, [wire.pack(wire.Forked(pid))], sent)
+            posix.send(self._sock, wire.pack(wire.Forked(pid)), sent)
         if written is not None:
             os.close(written)
 
@@ -155,7 +145,7 @@ class Init:
             if pid > 0:
                 self._commands.append(pid)
         sent = readers if pid > 0 else []
-        socket.send_fds(self._sock, [wire.pack(wire.Executed(command.number, pid))], sent)
+        posix.send(self._sock, wire.pack(wire.Executed(command.number, pid)), sent)
         for fd in (*readers, *writers):
             os.close(fd)
 

@@ -12,9 +12,11 @@ both are, at once, the next runtime sweeps.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -72,28 +74,31 @@ class LocalRuntime:
                 "of a runtime on another machine, SandboxExecutor(runtime='http://…')"
             )
         self._directory = new_path()
-        self._log = _unnamed_file()
         self._port: int | None = None
         path, here = search_path(), working_directory()
         environment = client_environment(os.environ, threads)
-        self._lifeline, theirs = socket.socketpair()
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _RUNTIME, json.dumps(path)],
-                    stdin=theirs.fileno(),
-                    stdout=self._log,
-                    stderr=self._log,
-                    env=environment,
-                    cwd="/",  # no file there is taken for a module before it has its path
-                    start_new_session=True,  # Ctrl-C is for the client alone
-                )
-        except OSError as exc:
-            self._lifeline.close()
-            self._log.close()
-            raise RuntimeUnavailable(
-                f"the embedded runtime cannot be started with {sys.executable!r}: {exc}"
-            ) from exc
+        with contextlib.ExitStack() as undo:
+            try:
+                self._log = undo.enter_context(_unnamed_file())
+                self._lifeline, theirs = socket.socketpair()
+                undo.enter_context(self._lifeline)
+                with theirs:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-c", _RUNTIME, json.dumps(path)],
+                        stdin=theirs.fileno(),
+                        stdout=self._log,
+                        stderr=self._log,
+                        env=environment,
+                        cwd="/",  # no file there is taken for a module before it has its path
+                        start_new_session=True,  # Ctrl-C is for the client alone
+                    )
+            except OSError as exc:
+                raise RuntimeUnavailable(
+                    f"the embedded runtime cannot be started with {sys.executable!r}: {exc}; "
+                    "sys.executable must be a Python that can be run, and there must be room for "
+                    "files (ulimit -n), processes (ulimit -u) and memory"
+                ) from exc
+            undo.pop_all()
         config = {
             "client": os.getpid(),
             "directory": self._directory,
@@ -141,7 +146,7 @@ class LocalRuntime:
             sock.connect(program.socket_in(self._directory))
         except OSError as exc:
             sock.close()
-            raise RuntimeUnavailable(self.last_words()) from exc
+            raise self.unavailable() from exc
         return sock
 
     def _listens(self) -> int:
@@ -154,7 +159,7 @@ class LocalRuntime:
             except OSError:
                 said = b""
             if not said:
-                raise RuntimeUnavailable(self.last_words())
+                raise self.unavailable()
             port = self._port = int(said)
         return port
 
@@ -169,12 +174,19 @@ class LocalRuntime:
         ended = "did not answer" if code is None else _ended(code)
         if words:
             return f"the embedded runtime {ended}; its last words:\n{words}"
-        if code is not None and code < 0:
-            return f"the embedded runtime {ended}"
-        return (
-            f"the embedded runtime {ended} without a word; see what this says: "
-            f"{sys.executable} -c 'import mentis_pool.runtime.server, mentis_pool.runtime.zygote'"
+        return f"the embedded runtime {ended}" + (
+            "" if code is None or code < 0 else " without a word"
         )
+
+    def unavailable(self) -> RuntimeUnavailable:
+        """The error for one that cannot be had: its last words, and what to do."""
+        words = self.last_words()
+        code = self._process.returncode
+        if code != program.HOPELESS:
+            words += ("\n" if "\n" in words else "; ") + _remedy(code)
+        error = RuntimeUnavailable(words)
+        error.passing = code != program.HOPELESS
+        return error
 
     def stop(self, patience: float = 10.0) -> None:
         """End it, with all its sandboxes, and wait for that; its directory goes as well.
@@ -210,6 +222,21 @@ class LocalRuntime:
         """Remove its directory; whether something is left."""
         shutil.rmtree(self._directory, ignore_errors=True)
         return os.path.lexists(self._directory)
+
+
+def _remedy(code: int | None) -> str:
+    """What to do about a runtime that ended so, or that did not answer."""
+    if code is None:
+        return "this machine may be too busy: try it again, or with fewer workers"
+    if code == -signal.SIGKILL:
+        return (
+            "who did not kill it has too little memory (see the kernel's log, dmesg): "
+            "preload less, or take fewer workers"
+        )
+    return (
+        f"see what this says: {sys.executable} "
+        "-c 'import mentis_pool.runtime.server, mentis_pool.runtime.zygote'"
+    )
 
 
 def _ended(code: int) -> str:

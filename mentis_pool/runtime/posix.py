@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Iterable
 from typing import Any
 
 KEEPS_PACKETS = sys.platform == "linux"
@@ -34,6 +35,11 @@ def name_sender(sock: socket.socket) -> None:
     """Have the kernel say with each message from whom it is (SO_PASSCRED of unix(7), Linux)."""
     if sys.platform == "linux":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+def send(sock: socket.socket, data: bytes, fds: Iterable[int]) -> None:
+    """socket.send_fds(), but for its import: a newly forked process copies what that touches."""
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
 
 def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int], int]:

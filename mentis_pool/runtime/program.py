@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mentis_pool.runtime.standing import Zygote
     from mentis_pool.runtime.supervisor import Supervisor
 
+HOPELESS = 78
+"""What one exits with that has said what to do, and another of which would fare no better
+(EX_CONFIG of sysexits.h)."""
 _SWEEP_AGE = 60.0
 """Seconds: a directory younger than this may be about to be locked."""
 
@@ -90,7 +93,7 @@ def run(
     make_server: Callable[[Supervisor], uvicorn.Server],
     watch: Callable[[Callable[[], None]], bool],
     most: int | None = None,
-) -> str:
+) -> int:
     """Serve until something says stop.
 
     Args:
@@ -103,7 +106,8 @@ def run(
         most: sandboxes at most; None for no limit.
 
     Returns:
-        Why it could not go on; nothing where it was told to stop.
+        What to exit with: 0 where it was told to stop; otherwise it has said on stderr
+        why it could not go on.
 
     Raises:
         NoIsolation: the isolation that was asked for cannot be had.
@@ -121,6 +125,7 @@ def run(
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     standing = zygote.stand()
     why = ""
+    code = 0
 
     async def serve() -> None:
         def stop(reason: str = "") -> None:
@@ -137,6 +142,9 @@ def run(
             await serving.serve([listener])
         finally:
             supervisor.close()
+        if why:
+            nonlocal code
+            code = HOPELESS if supervisor.hopeless else 1
 
     if sys.version_info >= (3, 11):
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(Selector())) as runner:
@@ -145,4 +153,4 @@ def run(
         asyncio.run(serve())
     if why:
         print(why, file=sys.stderr, flush=True)
-    return why
+    return code

@@ -90,7 +90,7 @@ def serve(
             _announce(host, listener.getsockname()[1], token)
             return True
 
-        why = program.run(
+        code = program.run(
             zygote,
             directory,
             listener,
@@ -100,7 +100,7 @@ def serve(
             watch,
             most,
         )
-    return 1 if why else 0
+    return 1 if code else 0
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -150,10 +150,10 @@ class Session:
         self._size += _size(observation)
         self._put(Said(action, observation), later)
 
-    def done(self, action: int, prompt: bool) -> None:
+    def done(self, action: int, prompt: bool, more: bool = False) -> None:
         """All was said of an action."""
         self._carry_out(self._lanes.ended(action, prompt))
-        if self._lanes.quiet:
+        if self._lanes.quiet and not more:
             # Nothing else is said in this round.
             self.send()
 

@@ -10,6 +10,7 @@ an end-of-file that ends it::
     run sent to a worker      its Done · its death (told by the init) · its time limit
     files of a run            its worker took them · its death · its time limit · a signal · its client's end
     run sent ahead            the Done of what is before it · PROMPT passes and it is taken back
+    output not watched        the Done of what wrote it · PROMPT passes and it is watched
     time limit passed         the interrupt works · grace passes and it is killed
     killed                    its death · patience passes and the sandbox is given up
     a command                 its death · its deadline, and it is killed
@@ -71,6 +72,7 @@ PROMPT = 0.002
 """Seconds within which a run must be done for others to be sent to its worker meanwhile."""
 LAST_BREATH = 0.05
 """Seconds between the end of a worker's socket and the news of its death."""
+_CLOSED = Error("protocol", "the cell closed the connection of its process to the runtime")
 _CHUNK = 256 * 1024
 _START_DEATHS = 5
 """So many workers in a row may die before they ran anything."""
@@ -91,8 +93,12 @@ class Listener(Protocol):
     def ready(self, sandbox: Sandbox) -> None:
         """It has nothing to do, and could begin at once."""
 
-    def done(self, action: int, prompt: bool) -> None:
-        """All was said of an action; ``prompt``: others may be given to its sandbox ahead."""
+    def done(self, action: int, prompt: bool, more: bool = False) -> None:
+        """All was said of an action.
+
+        ``prompt``: others may be given to its sandbox ahead. ``more``: something is said
+        of its sandbox at once.
+        """
 
     def returned(self, sandbox: Sandbox, actions: list[int]) -> None:
         """These it has not begun, and will not: it is busy with another."""
@@ -478,6 +484,10 @@ class Sandbox:
         self._retiring = False
         self._prompt = False
         """Whether its runs are done so soon that others may be sent meanwhile."""
+        self._brief = False
+        """Whether its last run was done so soon that all was said at its end."""
+        self._drained = False
+        """Whether nothing but what runs now can have written since the pipes were emptied."""
         self._recalling = False
         """Whether nothing goes ahead, since what did is being taken back."""
         self._ready = False
@@ -488,6 +498,8 @@ class Sandbox:
         self._signal_timer: asyncio.TimerHandle | None = None
         self._pipes: dict[StreamName, int] = {}
         self._paused: set[StreamName] = set()
+        self._glance: asyncio.TimerHandle | None = None
+        """Looks whether it is time to watch the pipes, while nobody does."""
         self._usage = Watch(self._limits, self._directory, self._exceeded, self._spare_pid)
         self._init = self._start()
         self._fork()
@@ -519,8 +531,7 @@ class Sandbox:
                 self._pipes[name] = reader
             self._supervisor.fork_init(self._directory, self._limits, fds)
             ours.pop_all()
-        for name in self._pipes:
-            self._watch(name)
+        self._watch_all()
         return Channel(sock, wire.FromInit, self._told, self._lost, with_fds=True)
 
     def close(self, reason: str = "closed") -> None:
@@ -540,6 +551,7 @@ class Sandbox:
         self._cancel_fork_timer()
         self._cancel_signal_timer()
         self._cancel_hurry()
+        self._cancel_glance()
         self._usage.close()
         action, self._action = self._action, None
         if action is not None:
@@ -646,7 +658,7 @@ class Sandbox:
         if failure is None:
             worker.ready = True
             worker.take_written()
-            if message.unread:
+            if message.unread and isinstance(self._initializer, PickledCall):
                 worker.channel.send_byte()
             self._next()
             return
@@ -773,7 +785,7 @@ class Sandbox:
             self._listener.ready(self)
             return
         run = self._queue.popleft()
-        if not (worker.tasks and isinstance(run.work, PickledCall)):
+        if not (self._drained or (worker.tasks and isinstance(run.work, PickledCall))):
             # What was written between two cells belongs to none.
             self._drain(None)
         worker.runs.send(self._work(run))
@@ -795,7 +807,7 @@ class Sandbox:
         worker.tasks += 1
         self._usage.begin()
         for observation in action.begin(self._loop.time(), time.time(), self.number):
-            self._listener.said(action.number, observation, self._prompt)
+            self._listener.said(action.number, observation, self._brief)
         self._want_files(action)
         self._limit(run)
 
@@ -944,10 +956,7 @@ class Sandbox:
             if worker.said is not None:
                 return  # it is being killed, and what is to be said of it is known
             # Most often it died, and the init will say how in a moment.
-            closed = Error(
-                "protocol", "the cell closed the connection of its process to the runtime"
-            )
-            self._set_timer(LAST_BREATH, lambda: self._kill(closed))
+            self._set_timer(LAST_BREATH, lambda: self._kill(_CLOSED))
         else:
             self._kill(Error("protocol", reason))
 
@@ -991,14 +1000,16 @@ class Sandbox:
         # Its last words may still be in the socket, and may be a result.
         worker.channel.read_on(lambda: True)
         # It died in one; of more than one it took what was not its turn.
+        said = worker.said or death(message.status)
+        if said is _CLOSED and not _was_killed(message.status):
+            said = death(message.status)  # and the news of it was late
         while self._action is not None and self._worker is worker:
-            said = worker.said or death(message.status)
             cpu_seconds = max(0.0, message.cpu_seconds - worker.cpu_seconds)
             used = End(0.0, cpu_seconds, message.peak_memory)
             self._finish(wire.Done(self._action.number, said, used, True))
         if self._worker is not worker or self._closed:
             return
-        how = (worker.said or death(message.status)).message
+        how = said.message
         if self._state == "session" and worker.tasks:
             self._listener.state_lost(self, how)
         self._start_deaths += 1
@@ -1038,7 +1049,10 @@ class Sandbox:
         # What a dead one has begun besides is said first to have ended.
         dead = worker.dead and not self._ahead
         renewed = script or spoiled or self._is_last(worker) or dead
+        self._brief = self._loop.time() - action.started < PROMPT
         self._prompt = not renewed and self._is_prompt(action, done)
+        if self._brief:
+            self._look_away()
         if renewed and not self._closed:
             if session:
                 self._listener.state_lost(self, "the session's process had to be replaced")
@@ -1046,12 +1060,14 @@ class Sandbox:
             self._retire(worker)
         else:
             worker.signalled = False
-            if done.unread:
+            if done.unread and isinstance(action.run.work, PickledCall):
                 worker.channel.send_byte()
+        self._drained = not renewed
         # Only now: whoever hears of the end may give the next run.
         self._end(action, said, done.used, worker)
         self.resume()
         self._next()
+        self._drained = False
 
     def _is_prompt(self, action: Action, done: wire.Done) -> bool:
         """Whether others like it may be sent to the worker before they are its turn."""
@@ -1062,7 +1078,7 @@ class Sandbox:
             and self._most_tasks is None
             and isinstance(action.run.work, PickledCall)
             and not done.unread
-            and self._loop.time() - action.started < PROMPT
+            and self._brief
         )
 
     def _end(
@@ -1079,7 +1095,7 @@ class Sandbox:
             lost, self._ahead = self._ahead, lost
         elif self._ahead:
             self._begin(worker, self._ahead.popleft())
-        self._listener.done(action.number, self._prompt)
+        self._listener.done(action.number, self._prompt, self._closed)
         for run in lost:
             self._listener.said(run.action, Error("died", "the process that took it is gone"))
             self._listener.said(run.action, End(0.0))
@@ -1142,8 +1158,28 @@ class Sandbox:
         for observation in observations:
             self._listener.said(action.number, observation)
 
+    def _watch_all(self) -> None:
+        self._paused.clear()
+        for name in self._pipes:
+            self._watch(name)
+
     def _watch(self, name: StreamName) -> None:
         self._loop.add_reader(self._pipes[name], self._readable, name)
+
+    def _look_away(self) -> None:
+        """Do not watch the pipes for the moment: what brief runs write is taken at their end."""
+        if self._glance is None and not self._closed:
+            for fd in self._pipes.values():
+                self._loop.remove_reader(fd)
+            self._glance = self._loop.call_later(PROMPT, self._look, self._action)
+
+    def _look(self, before: Action | None) -> None:
+        """Watch the pipes again, where what runs is no brief run, or nothing does."""
+        self._glance = None
+        if before is self._action:
+            self._watch_all()
+        else:
+            self._glance = self._loop.call_later(PROMPT, self._look, self._action)
 
     def _readable(self, name: StreamName) -> None:
         if self._ahead:
@@ -1191,7 +1227,8 @@ class Sandbox:
         """Take all that was written so far; of one who never stops, four pipes full."""
         for name in self._pipes:
             for _ in range(4):
-                if not self._read(name, action):
+                # A pipe that gives less is empty.
+                if self._read(name, action) < _CHUNK:
                     break
 
     # ── timers ──────────────────────────────────────────────────────────────
@@ -1209,6 +1246,11 @@ class Sandbox:
         if self._hurry is not None:
             self._hurry.cancel()
             self._hurry = None
+
+    def _cancel_glance(self) -> None:
+        if self._glance is not None:
+            self._glance.cancel()
+            self._glance = None
 
     def _cancel_fork_timer(self) -> None:
         if self._fork_timer is not None:
@@ -1241,6 +1283,8 @@ class Supervisor:
         """Whether sandboxes have their files, and namespaces, for themselves."""
         self._most = most
         self.ready = asyncio.Event()
+        self.hopeless = False
+        """Whether no other zygote would get warm either."""
         self._lost = lost
         self._sandboxes: set[Sandbox] = set()
         self._unborn: list[int] = []
@@ -1254,6 +1298,7 @@ class Supervisor:
         if isinstance(message, wire.Ready):
             self.ready.set()
         else:
+            self.hopeless = True
             self._zygote.close()
             self._lost(message.message)
 
@@ -1305,6 +1350,11 @@ class Supervisor:
         for sandbox in list(self._sandboxes):
             sandbox.close("the runtime ends")
         self._zygote.close()
+
+
+def _was_killed(status: int) -> bool:
+    """Whether it ended by SIGKILL; ``status`` as ``os.wait`` gives it."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def _remove(directory: str) -> None:

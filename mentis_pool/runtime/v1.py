@@ -195,7 +195,7 @@ class _Box:
         if isinstance(observation, End):
             del self._cells[action]
 
-    def done(self, action: int, prompt: bool) -> None:
+    def done(self, action: int, prompt: bool, more: bool = False) -> None:
         """Its end was said."""
 
     def returned(self, sandbox: Sandbox, actions: list[int]) -> None:

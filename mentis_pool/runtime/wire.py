@@ -159,8 +159,9 @@ class Idle(_Message, tag=31, frozen=True):
 class Done(_Message, tag=32, frozen=True):
     """The run of this number is over: how, and what it used.
 
-    ``unread``: something that was written is still in the pipes. Then the worker begins
-    nothing else before a byte comes by its socket: what it writes must not be mixed up.
+    ``unread``: something that was written is still in the pipes. After a call, behind which
+    another may have been sent, the worker begins nothing else then before a byte comes by its
+    socket: what they write must not be mixed up.
     """
 
     number: int

@@ -9,6 +9,7 @@ supervisor trusts nothing that it says.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pickle
 import resource
@@ -30,14 +31,27 @@ from mentis_pool.limits import HEADROOM, Limits
 from mentis_pool.observations import Cut, Display, End, Error, Failure, File, Left, Part, Result
 from mentis_pool.pool_stream import Cells, Given, PickledCall, Put, Shell, Work
 from mentis_pool.runtime import calls, isolation, posix, wire
-from mentis_pool.runtime.cells import CellRun, CellShell, exit_code, failure_of
+from mentis_pool.runtime.cells import (
+    CellRun,
+    CellShell,
+    exit_code,
+    failure_of,
+    forget_sources,
+)
 from mentis_pool.runtime.task_files import Environment, Fetching, NotPut, Putting
 from mentis_pool.text import to_text
+
+_EXACT = 256
+"""Kilobytes to which a peak is exact: the kernel itself counts in batches of pages."""
 
 
 def maxrss_bytes(ru_maxrss: int) -> int:
     """The largest resident set of getrusage(2), which counts kilobytes but on macOS."""
     return ru_maxrss if sys.platform == "darwin" else ru_maxrss * 1024
+
+
+_REHEARSALS = 20
+_REHEARSED = Cells([b"print(end='')\n1"])
 
 
 class Worker:
@@ -65,6 +79,10 @@ class Worker:
         """Held for as long as a message is sent: a cell's threads say things as well."""
         self._used = False
         self._has_stdin = False
+        self._peak = 0
+        """The largest resident set in the last run, in the units of getrusage(2)."""
+        self._low = 0
+        """What that may have been without being counted anew."""
         self._shell = CellShell.instance()
         self._names: dict[str, Any] = {}
         """What an initializer cell leaves for every cell."""
@@ -74,8 +92,31 @@ class Worker:
             limit=1 << 32,
         )
         self._heard: deque[wire.ToWorker] = deque()
-        self._renew()
+        self._open_streams()
+        self._shell.clear()
         self._stdin(None)
+
+    def rehearse(self) -> None:
+        """In the zygote: do all that comes with a cell, so that it was done before.
+
+        Much is made when it is first needed, and CPython (3.11 and later) writes into the code
+        of a function until it knows how that is used.
+        """
+        ours, self._sock = socket.socketpair()
+        filled, self._runs = posix.packets()
+        self._pid, self._work = os.getpid(), os.getcwd()
+        with ours, self._sock, filled, self._runs:
+            for number in range(_REHEARSALS):
+                filled.send(wire.pack(wire.RunWork(number, _REHEARSED, None)))
+                run = self._next()
+                assert isinstance(run, wire.RunWork)
+                self._obey(run)
+                ours.recv(wire.PACKET)
+                self._used = False
+        # None that is forked has to end them.
+        del self._sock, self._runs
+        forget_sources()
+        self._renew()
 
     def settle(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
         """In an init: be of this sandbox."""
@@ -85,6 +126,8 @@ class Worker:
         self._out = tuple(moved_away(fd) for fd in (stdout, stderr))
         tempfile.tempdir = None
         self._connect()
+        # Those of the zygote were made on what may be no pipe, and would seek in it.
+        self._open_streams()
 
     def run(self, sock: socket.socket, runs: socket.socket, written: int | None) -> None:
         """Take ``runs`` until end-of-file, in the forked process; what happens is said to ``sock``."""
@@ -171,13 +214,14 @@ class Worker:
             except Exception as exc:  # noqa: BLE001 - what a cell leaves behind
                 said = self._raised(command.work, exc)
         own = resource.getrusage(resource.RUSAGE_SELF)
+        self._peak = own.ru_maxrss
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         unread = self._unread()
         self._say(wire.Done(command.number, said, used, unread))
         self._idle = True
         if self._missed:
             self._be_idle()
-        if unread and not self._sock.recv(1):
+        if unread and isinstance(command.work, PickledCall) and not self._sock.recv(1):
             os._exit(0)
 
     def _unread(self) -> bool:
@@ -209,7 +253,7 @@ class Worker:
                 self._connect()
                 self._renew()
             # Not before: what the last cell held is only now given back.
-            _reset_peak()
+            self._reset_peak()
         if self._used or command.stdin is not None:
             self._stdin(command.stdin)
         self._has_stdin = command.stdin is not None
@@ -250,6 +294,17 @@ class Worker:
             if not self._missed:
                 return
 
+    def _reset_peak(self) -> None:
+        """Start counting the largest resident set anew, where that has grown (proc(5), clear_refs)."""
+        if self._peak <= self._low:
+            return
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        except OSError:
+            return
+        self._low = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + _EXACT
+
     def _connect(self) -> None:
         """What a cell may have changed of the process as it is for a new one."""
         signal.signal(signal.SIGINT, self._interrupt)
@@ -258,11 +313,20 @@ class Worker:
 
     def _renew(self) -> None:
         """What a cell may have changed of the interpreter as it is for a new one."""
+        if _is_as_made(self._stdout, 1) and _is_as_made(self._stderr, 2):
+            self._show_streams()
+        else:
+            self._open_streams()
+        self._shell.clear()
+
+    def _open_streams(self) -> None:
         self._stdout, self._stderr = _writer(1), _writer(2)
+        self._show_streams()
+
+    def _show_streams(self) -> None:
         vars(sys).update(stdout=self._stdout, __stdout__=self._stdout)
         vars(sys).update(stderr=self._stderr, __stderr__=self._stderr)
         sys.argv = [""]
-        self._shell.clear()
 
     def _stdin(self, text: bytes | None) -> None:
         if text is None:
@@ -298,7 +362,9 @@ class Worker:
                     f"{text.name}: {text.value}",
                 )
         if work.argv is not None:
-            return run.script(sources[0], [to_text(arg) for arg in work.argv])
+            argv = [to_text(arg) for arg in work.argv]
+            path = argv[0] if work.path is None else to_text(work.path)
+            return run.script(sources[0], argv, path)
         return run.cells(sources)
 
     def _initialize(self, work: Work) -> Result:
@@ -436,9 +502,40 @@ def moved_away(fd: int) -> int:
 
 
 def _writer(fd: int) -> TextIO:
-    return open(
-        fd, "w", encoding="utf-8", errors="surrogatepass", buffering=1, newline="\n", closefd=False
-    )
+    raw = io.FileIO(fd, "w", closefd=False)
+    stream: Any = io.TextIOWrapper(io.BufferedWriter(raw), **_AS_WRITTEN)
+    stream.mode = "w"
+    made: TextIO = stream
+    return made
+
+
+_AS_WRITTEN: Any = {
+    "encoding": "utf-8",
+    "errors": "surrogatepass",
+    "newline": "\n",
+    "line_buffering": True,
+}
+"""How text is written: as Python does to a terminal, but for what no encoding has."""
+_CHUNK = io.TextIOWrapper(io.BytesIO())._CHUNK_SIZE  # type: ignore[attr-defined]
+"""Bytes of text that such a stream gathers."""
+
+
+def _is_as_made(stream: TextIO, fd: int) -> bool:
+    """Whether what `_writer` gave is as it was made, once this has set what can be set again."""
+    made: Any = stream
+    try:
+        buffer = made.buffer
+        raw = buffer.raw
+        kinds = type(stream), type(buffer), type(raw)
+        if kinds != (io.TextIOWrapper, io.BufferedWriter, io.FileIO) or raw.fileno() != fd:
+            return False
+        own = vars(stream), vars(buffer), vars(raw), made._CHUNK_SIZE
+        if own != ({"mode": "w"}, {}, {"name": fd}, _CHUNK):
+            return False
+        made.reconfigure(**_AS_WRITTEN, write_through=False)
+    except (OSError, ValueError, AttributeError):  # closed, taken apart, or made of no pipe
+        return False
+    return True
 
 
 def _cpu_seconds(own: resource.struct_rusage) -> float:
@@ -453,12 +550,3 @@ def _data_size() -> int:
             return int(file.read().split()[5]) * resource.getpagesize()
     except OSError:
         return 0
-
-
-def _reset_peak() -> None:
-    """Start counting the largest resident set anew (proc(5), clear_refs)."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass

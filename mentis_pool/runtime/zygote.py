@@ -7,13 +7,13 @@ is gone it waits for the sandboxes to end, kills what is left, and exits.
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import os
 import select
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -48,22 +48,42 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
     from mentis_pool.runtime import init, worker
     from mentis_pool.runtime.cells import build_shell, warm_up
 
+    name = None
     try:
         build_shell()
         for name in preload:
             importlib.import_module(name)
+        name = None
         warm_up()
     except BaseException as exc:  # noqa: BLE001 - a module to be preloaded may raise anything
-        text = "".join(traceback.format_exception_only(type(exc), exc)).strip()
-        what = f"preload={preload!r}: {text}" if preload else traceback.format_exc()
+        what = traceback.format_exc() + _REINSTALL if name is None else _not_imported(name, exc)
         sock.sendall(wire.pack(wire.Failed(what)))
         return
     template = worker.Worker()
+    template.rehearse()
+    its = init.Init(template, ground)
+    ground.loaded()
     # What lives now lives for ever: no collection in a child will touch (and so copy) its pages.
     gc.collect()
     gc.freeze()
     sock.sendall(wire.pack(wire.Ready()))
-    _Zygote(sock, ground, functools.partial(init.main, template=template)).run()
+    _Zygote(sock, ground, its.run).run()
+
+
+_REINSTALL = "Install mentis_pool and what it needs anew: pip install --force-reinstall mentis_pool"
+
+
+def _not_imported(name: str, exc: BaseException) -> str:
+    """Why a module is not preloaded, and what to do, in words for the user."""
+    said = "".join(traceback.format_exception_only(type(exc), exc)).strip()
+    if isinstance(exc, ModuleNotFoundError):
+        remedy = f"Install {exc.name} where the client runs (for {sys.executable})"
+    else:
+        remedy = f"See that this works: {sys.executable} -c 'import {name}'"
+    return (
+        f"the module {name!r} of preload= cannot be imported: {said}\n"
+        f"{remedy}, or take {name!r} out of preload="
+    )
 
 
 class _Zygote:
@@ -123,12 +143,12 @@ class _Zygote:
                 os.close(self._woken)
                 os.close(self._wake)
                 sock, stdout, stderr = fds
+                # Its kind is given: to be asked for it is three calls more.
                 self._be_init(
-                    socket.socket(fileno=sock),
+                    socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, sock),
                     stdout,
                     stderr,
                     request.directory,
-                    self._ground,
                     request.limits,
                 )
                 code = 0

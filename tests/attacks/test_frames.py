@@ -27,10 +27,11 @@ for its in sockets(): its.sendall(sent)
 
 @pytest.mark.filterwarnings("ignore::mentis_pool.IsolationWarning")
 def test_frames_with_wrong_bytes_are_of_the_cell_that_sends_them_alone():
-    with SandboxExecutor(2, timeout=0.4) as executor, executor.session() as neighbour:
+    with SandboxExecutor(2) as executor, executor.session() as neighbour:
+        hostile = executor.options(timeout=0.15)
         neighbour.submit("n = 0").result(20)
         for seed in range(40):
-            future = executor.submit(_BROKEN_FRAMES, seed=seed)
+            future = hostile.submit(_BROKEN_FRAMES, seed=seed)
             assert neighbour.submit("n += 1; n").result(20).value == seed + 1
             error = future.exception(20)
             # A frame that is one all the same, an outcome that it may give, or none.

@@ -63,9 +63,42 @@ def test_a_cell_is_an_ipython_cell(executor, cell, stdout, expected):
 @pytest.mark.parametrize("cell", ["exit()", "quit()", "import sys; sys.exit()", "raise SystemExit"])
 def test_an_exit_ends_the_cell_with_an_error(executor, cell):
     error = executor.submit(cell + "\nprint('not reached')").exception()
-    assert error.name == "SystemExit"
+    assert (error.name, error.value, str(error)) == ("SystemExit", "", "SystemExit")
+    assert error.traceback.endswith("\nSystemExit\n")
     assert error.result.stdout == ""
     assert error.result.stderr == ""
+
+
+NO_PYTHON = {
+    "1 +": ("1 +", 1),
+    "return 1": ("return 1", 1),
+    "x = 1\nif x:\n    return x": ("    return x", 3),
+    "!true\nreturn 1": ("return 1", 2),
+    "nonlocal x": ("nonlocal x", 1),
+    "for i in []: pass\nbreak": ("break", 2),
+    "def f():\n    await x": ("    await x", 2),
+    "def f(a, a): pass": ("def f(a, a): pass", 1),
+}
+
+
+@pytest.mark.parametrize("cell", NO_PYTHON)
+def test_whoever_finds_a_syntax_error_it_is_shown_with_its_line_and_a_caret(executor, cell):
+    error = executor.submit(cell).exception()
+    assert isinstance(error, SyntaxError)
+    line, number = NO_PYTHON[cell]
+    where, shown, caret, said = error.traceback.splitlines()
+    assert where == f'  File "<cell 1>", line {number}'
+    assert shown == f"    {line.strip()}"
+    assert set(caret.strip()) == {"^"}
+    assert said.startswith("SyntaxError: ")
+
+
+def test_a_syntax_error_of_what_nobody_kept_has_no_line(executor):
+    error = executor.submit("compile('return', '<lost>', 'exec')").exception()
+    said = ["SyntaxError: 'return' outside function"]
+    assert error.traceback.splitlines()[-2:] == ['  File "<lost>", line 1', *said]
+    error = executor.submit("raise SyntaxError('mine', (None, 'no number', 1, None))").exception()
+    assert "SyntaxError: mine" in error.traceback
 
 
 def test_displays_come_in_their_order_as_mime_bundles(executor):

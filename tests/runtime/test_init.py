@@ -74,16 +74,20 @@ IN_SHARED_MEMORY = {
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory is no file here")
 @pytest.mark.parametrize("what", IN_SHARED_MEMORY)
 @pytest.mark.parametrize("state", ["fresh", "reuse"])
-def test_nothing_of_a_cell_stays_in_shared_memory(own_temp, what, state, eventually):
+def test_nothing_of_a_cell_stays_in_shared_memory(request, sharing, what, state, eventually):
     before = set(os.listdir("/dev/shm"))
 
     def is_clean():
         # Other programs of this machine have things there as well, for a while.
         return set(os.listdir("/dev/shm")) <= before
 
-    with SandboxExecutor(max_workers=1, state=state) as executor:
-        executor.options(timeout=5).run([IN_SHARED_MEMORY[what]])
-        if state == "fresh":
-            assert executor.submit("1").result().value == 1  # begins when all that is gone
-            eventually(is_clean)
+    # Long enough to make what is to be there.
+    view = {"timeout": 1 if "too long" in what else 20}
+    if state == "fresh":
+        single = request.getfixturevalue("single")
+        single.options(**view).run([IN_SHARED_MEMORY[what]])
+        assert single.submit("1").result().value == 1  # begins when all that is gone
+    else:
+        with sharing(max_workers=1, state="reuse", **view) as executor:
+            executor.run([IN_SHARED_MEMORY[what]])
     eventually(is_clean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -45,7 +46,40 @@ def test_one_that_is_killed_names_the_signal(own_temp):
     runtime = LocalRuntime([], 1)
     os.kill(runtime.pid, signal.SIGKILL)
     assert runtime.last_words() == "the embedded runtime was killed by SIGKILL"
+    assert "killed by SIGKILL; who did not kill it has too little memory" in str(
+        runtime.unavailable()
+    )
+    assert runtime.unavailable().passing
     runtime.stop()
+
+
+def test_one_that_does_not_answer_may_do_so_another_time(own_temp, monkeypatch):
+    runtime = LocalRuntime([], 1)
+    words = runtime.last_words
+    monkeypatch.setattr(runtime, "last_words", lambda: words(0.0))
+    error = runtime.unavailable()
+    assert str(error).startswith(
+        "the embedded runtime did not answer; this machine may be too busy"
+    )
+    assert error.passing
+    runtime.stop()
+
+
+def test_one_that_fails_in_its_own_way_says_how_to_see_more(own_temp, monkeypatch):
+    monkeypatch.setattr("mentis_pool.runtime.local._RUNTIME", "raise RuntimeError('broken')")
+    runtime = LocalRuntime([], 1)
+    with pytest.raises(RuntimeUnavailable, match=r"(?s)RuntimeError: broken\nsee what this says"):
+        runtime.connect()
+    runtime.stop()
+
+
+def test_where_no_file_can_be_opened_it_is_said_what_there_must_be_room_for(monkeypatch):
+    def full():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("mentis_pool.runtime.local._unnamed_file", full)
+    with pytest.raises(RuntimeUnavailable, match=r"Too many open files; .*ulimit -n"):
+        LocalRuntime([], 1)
 
 
 def test_it_ends_when_its_lifeline_does(own_temp, processes, eventually):
@@ -87,8 +121,9 @@ def test_no_embedded_runtime_without_fork(monkeypatch):
 def test_a_directory_that_cannot_be_made_is_named(monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/proc/self")
     runtime = LocalRuntime([], 1)
-    with pytest.raises(RuntimeUnavailable, match=r"/proc/self.*TMPDIR"):
+    with pytest.raises(RuntimeUnavailable, match=r"/proc/self.*TMPDIR") as caught:
         runtime.connect()
+    assert not caught.value.passing
     runtime.stop()
 
 
@@ -138,12 +173,12 @@ KILLED = """
 import os, random, signal, sys, time
 from mentis_pool import SandboxExecutor
 sys.path.append(sys.argv[1])  # and so it is among the words of all processes that are started
-for number in range(40):
+for number in range(20):
     client = os.fork()
     if client == 0:
         SandboxExecutor(max_workers=1).submit("1").result()
         time.sleep(60)
-    time.sleep((number + random.random()) * 0.15 / 40)
+    time.sleep((number + random.random()) * 0.15 / 20)
     os.kill(client, signal.SIGKILL)
     os.waitpid(client, 0)
 """

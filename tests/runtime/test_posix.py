@@ -19,6 +19,18 @@ def test_what_c_code_printed_is_the_cells(executor):
     assert result.stdout == "from C\n"
 
 
+def test_descriptors_come_along_with_what_is_sent():
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe()
+    with ours, theirs:
+        posix.send(ours, b"word", [reader, writer])
+        data, fds, _ = posix.receive(theirs, 100, 2)
+    os.write(fds[1], b"through")
+    assert (data, os.read(reader, 100)) == (b"word", b"through")
+    for fd in (reader, writer, *fds):
+        os.close(fd)
+
+
 PARENT = """
 import os, time
 from mentis_pool.runtime import posix

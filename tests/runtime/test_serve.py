@@ -17,7 +17,7 @@ import pytest
 import websocket
 from conftest import end, serve
 
-from mentis_pool import RuntimeRejected, SandboxExecutor
+from mentis_pool import RuntimeRejected, SandboxExecutor, connection
 from mentis_pool.runtime.serve import most_sandboxes, refusal
 
 
@@ -113,11 +113,12 @@ def test_cells_keep_their_state_and_say_what_the_original_says(caller, box):
 
 def test_output_is_live(caller, box):
     sandbox, stream = box
-    action = caller.run(sandbox, "import time\nprint('now', flush=True)\ntime.sleep(2)")
+    action = caller.run(
+        sandbox, "import time\nprint('now', flush=True)\ntime.sleep(60)", timeout=0.5
+    )
     assert json.loads(stream.recv())["observation_type"] == "start"
-    begun = time.monotonic()
+    # It would not be the next one if it waited for the cell's end.
     assert json.loads(stream.recv())["line"] == "now\n"
-    assert time.monotonic() - begun < 1.5
     until_end(stream, action)
 
 
@@ -155,10 +156,11 @@ def test_a_cell_that_kills_its_process_fails_alone(caller, box):
 
 def test_a_command_runs_beside_a_cell_and_in_the_same_directory(caller, box):
     sandbox, stream = box
-    cell = caller.run(sandbox, "import time\nopen('f', 'w').write('in f')\ntime.sleep(1)")
-    while json.loads(stream.recv())["observation_type"] != "start":
+    cell = caller.run(
+        sandbox, "import time\nopen('f', 'w').write('in f')\nprint(1, flush=True)\ntime.sleep(0.5)"
+    )
+    while json.loads(stream.recv())["observation_type"] != "stream":
         pass
-    time.sleep(0.3)
     command = "cat f; echo; echo $A; pwd | grep -c work; echo oops >&2; exit 3"
     said = until_end(stream, caller.run(sandbox, command, "run_shell_command", env={"A": "a b"}))
     assert kinds(said) == ["start", *["stream"] * 4, "result", "end"]
@@ -407,7 +409,7 @@ def test_a_space_that_is_deleted_while_a_sandbox_is_asked_for_leaves_none(own_te
 
 def test_a_reader_that_stops_reading_is_told_so_by_a_close_code(own_temp):
     program = (
-        "import sys\nfrom mentis_pool.runtime import v1\nv1.STALL = 2.0\n"
+        "import sys\nfrom mentis_pool.runtime import v1\nv1.STALL = 1.0\n"
         "from mentis_pool.cli import main\nsys.exit(main())"
     )
     process, url, token = serve(program=("-c", program))
@@ -422,13 +424,14 @@ def test_a_reader_that_stops_reading_is_told_so_by_a_close_code(own_temp):
             while code == websocket.ABNF.OPCODE_TEXT:
                 code, frame = stopped.recv_data()
             assert (code, int.from_bytes(frame[:2], "big")) == (websocket.ABNF.OPCODE_CLOSE, 1008)
-            assert b"nothing was read for 2 s" in frame
+            assert b"nothing was read for 1 s" in frame
     finally:
         end(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_leaves_nothing(own_temp, processes, number):
+def test_a_signal_ends_it_and_leaves_nothing(own_temp, processes, monkeypatch, number):
+    monkeypatch.setattr(connection, "REFUSED_WITHIN", 0.3)
     process, url, token = serve()
     executor = SandboxExecutor(max_workers=1, runtime=url, token=token)
     future = executor.submit("import time; time.sleep(60)")

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from mentis_pool import CellTimeout, Cut, SandboxError, SandboxExecutor, Stream
+from mentis_pool.runtime import local
 
 MB = 1024 * 1024
 
@@ -177,11 +178,11 @@ ENDLESS = {
 def test_whatever_does_not_end_is_ended_in_time(state, what, request):
     executor = request.getfixturevalue(state)
     begun = time.monotonic()
-    error = executor.options(timeout=0.3).submit("print('begun')\n" + ENDLESS[what]).exception()
+    error = executor.options(timeout=0.2).submit("print('begun')\n" + ENDLESS[what]).exception()
     assert isinstance(error, CellTimeout)
     assert time.monotonic() - begun < 5
     assert error.result.stdout.startswith("begun\n")
-    assert error.result.usage.running >= 0.3
+    assert error.result.usage.running >= 0.2
     assert executor.submit("1 + 1").result().value == 2
 
 
@@ -207,8 +208,8 @@ def test_a_late_interrupt_hits_no_other_cell(reuse):
 # ── output ──────────────────────────────────────────────────────────────────
 
 
-def test_output_is_bounded_to_its_beginning_and_end_with_the_exact_number():
-    with SandboxExecutor(max_workers=1, max_output=1000) as executor:
+def test_output_is_bounded_to_its_beginning_and_end_with_the_exact_number(sharing):
+    with sharing(max_workers=1, max_output=1000) as executor:
         future = executor.submit("for i in range(10_000): print(f'{i:06}')")
         result = future.result()
         head, tail = result.stdout.split(f"\n[… {result.stdout_cut} bytes cut …]\n")
@@ -228,12 +229,12 @@ def test_output_is_bounded_to_its_beginning_and_end_with_the_exact_number():
             + len(wide.stdout.replace(f"\n[… {wide.stdout_cut} bytes cut …]\n", "").encode())
             == 3001
         )
-    with SandboxExecutor(max_workers=1, max_output=0) as executor:
+    with sharing(max_workers=1, max_output=0) as executor:
         result = executor.submit("print('x' * 100)\n5").result()
         assert (result.stdout_cut, result.value) == (101, 5)
 
 
-def test_a_gigabyte_of_output_neither_fills_the_client_nor_slows_the_others(executor):
+def test_output_without_end_neither_fills_the_client_nor_slows_the_others(executor):
     me = psutil.Process()
     before = me.memory_info().rss
     peak = before
@@ -248,7 +249,7 @@ def test_a_gigabyte_of_output_neither_fills_the_client_nor_slows_the_others(exec
     watcher.start()
     try:
         loud = executor.submit(
-            "import sys\nline = 'x' * 1023 + '\\n'\nfor _ in range(1024 * 1024): sys.stdout.write(line)"
+            "import sys\nline = 'x' * 1023 + '\\n'\nfor _ in range(256 * 1024): sys.stdout.write(line)"
         )
         quiet = 0
         while not loud.done():
@@ -258,8 +259,8 @@ def test_a_gigabyte_of_output_neither_fills_the_client_nor_slows_the_others(exec
     finally:
         done.set()
         watcher.join()
-    assert result.stdout_cut == 1024 * MB - 10 * MB
-    assert quiet > 20
+    assert result.stdout_cut == 256 * MB - 10 * MB
+    assert quiet > 5
     assert peak - before < 100 * MB
 
 
@@ -271,34 +272,34 @@ def test_a_slow_callback_slows_its_own_cell_and_gets_everything(executor):
         time.sleep(0.001)
 
     loud = executor.options(on_output=slow).submit(
-        "import sys\nfor i in range(200_000): print(f'{i:09}')\nprint('err', file=sys.stderr)"
+        "import sys\nfor i in range(50_000): print(f'{i:09}')\nprint('err', file=sys.stderr)"
     )
     times = []
     while not loud.done():
         begun = time.monotonic()
         executor.submit("1").result()
         times.append(time.monotonic() - begun)
-    assert "".join(taken) == "".join(f"{i:09}\n" for i in range(200_000)) + "err\n"
+    assert "".join(taken) == "".join(f"{i:09}\n" for i in range(50_000)) + "err\n"
     assert loud.result().stdout == "".join(taken)[:-4]
     assert sorted(times)[len(times) // 2] < 0.5
 
 
-def test_a_callback_that_blocks_holds_its_cell_back():
+def test_a_callback_that_blocks_holds_its_cell_back(sharing):
     """The cell stops at what fits between it and the callback: it cannot run away."""
     arrived, release = threading.Event(), threading.Event()
-    with SandboxExecutor(max_workers=2) as executor:
+    with sharing(max_workers=2) as executor:
         view = executor.options(on_output=lambda piece: (arrived.set(), release.wait(30)))
         loud = view.submit(
             "import time\nbegun = time.monotonic()\nfor _ in range(100): print('x' * 99_999)\n"
             "time.monotonic() - begun"
         )
         assert arrived.wait(20)
-        time.sleep(0.5)
+        time.sleep(0.3)
         assert not loud.done()
         assert executor.submit("1").result().value == 1
         release.set()
         result = loud.result(30)
-        assert result.value > 0.5  # it began before the first piece arrived
+        assert result.value > 0.3  # it began before the first piece arrived
         assert len(result.stdout) == 10_000_000
 
 
@@ -315,9 +316,9 @@ def test_a_callback_that_raises_is_logged_and_harms_nothing(executor, caplog):
     assert "of the callback" in record.fields["error"]
 
 
-def test_what_goes_to_a_callback_is_bounded_in_the_result():
+def test_what_goes_to_a_callback_is_bounded_in_the_result(sharing):
     taken = []
-    with SandboxExecutor(max_workers=1, max_output=100) as executor:
+    with sharing(max_workers=1, max_output=100) as executor:
         view = executor.options(on_output=lambda piece: taken.append(len(piece.data)))
         result = view.submit("for i in range(1000): print('x' * 99)").result()
     assert sum(taken) == 100_000
@@ -325,15 +326,13 @@ def test_what_goes_to_a_callback_is_bounded_in_the_result():
 
 
 def test_output_is_live(executor):
-    future = executor.submit("import time\nprint('first')\ntime.sleep(1)\nprint('second')")
-    begun = time.monotonic()
+    future = executor.submit("import time\nprint('first')\ntime.sleep(60)\nprint('second')")
     for seen in future.observations():
         if isinstance(seen, Stream):
             assert seen.text == "first\n"
             break
-    assert time.monotonic() - begun < 0.9
     assert not future.done()
-    future.result()
+    assert future.kill()
 
 
 def test_what_a_cell_did_to_its_descriptors_is_not_there_for_the_next(single):
@@ -413,6 +412,8 @@ def test_a_cell_that_forges_counts_harms_nobody(executor):
 
 
 def test_a_stopped_first_process_is_killed_with_all_that_it_has(monkeypatch, own_temp, eventually):
+    hasty = "from mentis_pool.runtime import supervisor\nsupervisor.PATIENCE = 1.0\nmain()\n"
+    monkeypatch.setattr(local, "_RUNTIME", local._RUNTIME.replace("main()\n", hasty))
     cell = (
         "import os, signal, time\n"
         "if os.fork() == 0:\n    os.setsid()\n    time.sleep(300)\n    os._exit(0)\n"
@@ -426,3 +427,43 @@ def test_a_stopped_first_process_is_killed_with_all_that_it_has(monkeypatch, own
         first, worker = map(int, future.exception().result.stdout.split())
         eventually(lambda: not psutil.pid_exists(first) and not psutil.pid_exists(worker))
         assert executor.submit("1").result(20).value == 1
+
+
+# ── brief cells, whose output is taken at their end ─────────────────────────
+
+
+@pytest.mark.parametrize("state", ["fresh", "reuse"])
+def test_after_brief_cells_what_a_long_one_prints_is_heard_at_once(state):
+    with SandboxExecutor(max_workers=1, state=state, timeout=60) as executor:
+        assert [r.stdout for r in executor.map([f"print({n})" for n in range(50)])] == [
+            f"{n}\n" for n in range(50)
+        ]
+        future = executor.submit("print('now')\nimport time; time.sleep(50)")
+        assert next(o for o in future.observations() if isinstance(o, Stream)).data == b"now\n"
+        assert future.kill()
+
+
+@pytest.mark.parametrize("state", ["fresh", "reuse"])
+def test_a_brief_cell_may_print_more_than_a_pipe_holds(state):
+    with SandboxExecutor(max_workers=1, state=state, timeout=60) as executor:
+        for _ in executor.map(["1"] * 50):
+            pass
+        size = 3_000_001
+        cells = [f"import os\nprint('{n}' * {size}, end='')" for n in range(3)]
+        assert [r.stdout for r in executor.map(cells)] == [f"{n}" * size for n in range(3)]
+
+
+def test_what_is_written_between_cells_is_of_none():
+    with SandboxExecutor(max_workers=1, state="reuse", timeout=60) as executor:
+        for _ in executor.map(["1"] * 50):
+            pass
+        executor.submit(
+            "import os, threading, time\ndef later():\n    while not stop:\n"
+            "        os.write(1, b'x' * 10_000); time.sleep(0.001)\n"
+            "stop = []\nthreading.Thread(target=later, daemon=True).start()\n"
+            "import builtins; builtins.stop = stop"
+        ).result()
+        # More than a pipe holds: it is read, though nothing runs.
+        time.sleep(0.5)
+        assert executor.submit("stop.append(1)\nimport time; time.sleep(0.05)").result().ok
+        assert executor.submit("print(5)").result().stdout == "5\n"

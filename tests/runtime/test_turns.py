@@ -37,6 +37,7 @@ from mentis_pool.pool_stream import (
     Begin,
     Cancel,
     Cells,
+    Closed,
     Given,
     Open,
     PickledCall,
@@ -165,6 +166,7 @@ class Stage:
         self.directory = str(directory)
         self.inits = []
         self.said = collections.defaultdict(list)
+        self.frames = []
         self._pids = iter(range(1000, 10**9))
         self._events = events()
         self.sandboxes = []
@@ -196,7 +198,8 @@ class Stage:
         return True
 
     def send_frame(self, frame):
-        for event in self._events.messages(frame):
+        self.frames.append(self._events.messages(frame))
+        for event in self.frames[-1]:
             if isinstance(event, Said):
                 self.said[event.action].append(event.observation)
 
@@ -278,6 +281,41 @@ def play(tmp_path, monkeypatch):
 def hasten(stage):
     """Time passes, and its first run is at work still."""
     stage.sandboxes[0]._hasten(stage.sandboxes[0]._action)
+
+
+def test_the_end_of_a_sandbox_comes_with_the_end_of_what_ran_in_it(play):
+    # Whoever hears of the one may be gone before he could hear of the other.
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        worker.take()
+        init.sock.shutdown(socket.SHUT_RDWR)
+        await stage.go_on()
+        assert stage.outcome(1) == "died"
+        last = [[type(each.observation if isinstance(each, Said) else each) for each in frame]
+                for frame in stage.frames if frame][-1]  # fmt: skip
+        assert last[-3:] == [Error, End, Closed]
+
+    play(script)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(3 << 8, "died"), (signal.SIGKILL, "protocol")])
+def test_a_death_that_is_heard_of_late_is_a_death_all_the_same(play, status, kind):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        worker.take()
+        worker.sock.close()
+        await asyncio.sleep(2 * supervisor.LAST_BREATH)
+        await stage.go_on()
+        assert [each.signal for each in init.signals] == [signal.SIGKILL]
+        init.die(worker, status)
+        await stage.go_on()
+        assert stage.outcome(1) == kind
+
+    play(script)
 
 
 # ── what goes ahead ─────────────────────────────────────────────────────────
