@@ -428,7 +428,8 @@ def test_the_executor_tells_what_its_sandboxes_use_now(limited):
     assert its.task_id == "mine"
     assert 80 * MIB < its.memory < 160 * MIB
     assert its.processes == 2
-    assert its.cpu > 0.2
+    # /proc counts in whole ticks of 10 ms, of user and system each.
+    assert its.cpu > 0.15
     assert limited.stats()[future.sandbox_id].task_id is None
 
 
