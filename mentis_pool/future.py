@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -31,6 +33,43 @@ class Control(Protocol):
     def kill(self, task: Task) -> bool: ...
 
 
+class _Condition(threading.Condition):
+    """As of any future, with a list of who waits only once somebody does.
+
+    That list, and the methods that a Condition binds, are two thirds of what a task takes
+    that waits in a queue.
+    """
+
+    _waiters: Any = ()
+
+    def __init__(self) -> None:
+        self._lock: Any = threading.RLock()
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        taken: bool = self._lock.acquire(*args, **kwargs)
+        return taken
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._waiters and self._is_owned():
+            self._waiters = deque()
+        return super().wait(timeout)
+
+    # What threading.Condition takes from its lock.
+
+    def _is_owned(self) -> bool:
+        owned: bool = self._lock._is_owned()
+        return owned
+
+    def _release_save(self) -> Any:
+        return self._lock._release_save()
+
+    def _acquire_restore(self, state: Any) -> None:
+        self._lock._acquire_restore(state)
+
+
 class TaskFuture(Future[T]):
     """The outcome of a task, and what it says until then.
 
@@ -41,7 +80,13 @@ class TaskFuture(Future[T]):
     """
 
     def __init__(self, task: Task, control: Control) -> None:
-        super().__init__()
+        # In the place of Future's own __init__, which makes a whole Condition first.
+        self._condition = _Condition()
+        self._state = "PENDING"
+        self._result = None
+        self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
         self.task_id = task.key
         self.action_id: str | None = None
         self.sandbox_id: str | None = None

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import tracemalloc
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeout
+
+import pytest
 
 from mentis_pool import CellFuture, End, Error, Result, Start, Stream
 from mentis_pool.pool_stream import Cells
@@ -93,3 +97,65 @@ def test_it_knows_whether_it_has_callbacks():
 class Idle:
     def cancelled(self, task):
         pass
+
+    def lead(self, task):
+        pass
+
+
+# ── what it is as any future ────────────────────────────────────────────────
+
+
+def bare():
+    task = Task("t", 0, Cells([b""]), Settings(), None, 0.0)
+    return CellFuture(task, Idle())
+
+
+def test_it_has_all_that_a_standard_future_begins_with():
+    one, other = vars(bare()), vars(Future())
+    for name in other.keys() - {"_condition"}:
+        assert one[name] == other[name], name
+    assert isinstance(one["_condition"], type(other["_condition"]))
+
+
+def test_it_takes_less_than_half_of_a_standard_future():
+    # The task and what is said of it are apart.
+    task, took = Task("t", 0, Cells([b""]), Settings(), None, 0.0), []
+    for make in (Future, lambda: CellFuture(task, Idle())):
+        make()
+        tracemalloc.start()
+        made = [make() for _ in range(1000)]
+        took.append(tracemalloc.get_traced_memory()[0] / len(made))
+        tracemalloc.stop()
+    assert took[1] < took[0] / 2
+
+
+def test_everybody_who_waits_is_woken(eventually):
+    future = bare()
+    with ThreadPoolExecutor(40) as pool:
+        waits = [pool.submit(future.result, 20) for _ in range(20)]
+        waits += [pool.submit(future.exception, 20) for _ in range(10)]
+        others = [pool.submit(wait, [future], 20) for _ in range(10)]
+        with pytest.raises(FutureTimeout):
+            future.result(0.05)
+        eventually(lambda: len(future._condition._waiters) == 30)
+        future.set_running_or_notify_cancel()
+        future.set_result(5)
+        assert [each.result(20) for each in waits] == [5] * 20 + [None] * 10
+        assert all(each.result(20).done == {future} for each in others)
+    assert not future._condition._waiters
+
+
+def test_its_lock_is_one_that_a_thread_takes_again_and_no_other():
+    condition = bare()._condition
+    for use in (condition.wait, condition.notify, condition.notify_all):
+        with pytest.raises(RuntimeError):
+            use()
+    with condition, condition:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(condition.acquire, timeout=0.05).result() is False
+        assert condition.wait(0.01) is False
+        condition.notify_all()
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(condition.acquire, False).result() is False
+    assert condition.acquire(False)
+    condition.release()
