@@ -36,7 +36,7 @@ _to_logging = structlog.wrap_logger(
     processors=[_to_standard],
     wrapper_class=structlog.stdlib.BoundLogger,
     context_class=dict,
-)
+).bind()  # once, and not for each event
 _to_structlog = structlog.get_logger("mentis_pool")
 
 
