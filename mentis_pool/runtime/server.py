@@ -16,6 +16,7 @@ import msgspec
 import uvicorn
 import uvicorn.protocols.websockets.websockets_sansio_impl as uvicorn_websockets
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -68,7 +69,7 @@ from mentis_pool.pool_stream import (
 )
 from mentis_pool.runtime.gate import Gate
 from mentis_pool.runtime.supervisor import NoRoom, Sandbox, Supervisor
-from mentis_pool.runtime.v1 import V1
+from mentis_pool.runtime.v1 import V1, nowhere
 
 _FULL = 8 * 1024 * 1024
 """Bytes waiting for a client, from which on its sandboxes are not read any more."""
@@ -419,6 +420,7 @@ def application(supervisor: Supervisor, linger: float) -> Starlette:
 
     return Starlette(
         routes=[Route(HEALTH, health), WebSocketRoute(PATH, pool), *V1(supervisor).routes()],
+        exception_handlers={HTTPException: nowhere},
     )
 
 

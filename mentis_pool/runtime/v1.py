@@ -17,11 +17,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from mentis_pool import mentis_v1
@@ -359,7 +358,7 @@ class V1:
         self._registry: Registry[_Box] = Registry(time.time())
 
     def routes(self) -> list[BaseRoute]:
-        """For Starlette, after all others: every path that they do not have is of these."""
+        """For Starlette."""
         space, box = "/v1/spaces/{space}", "/v1/spaces/{space}/sandboxes/{sandbox}"
         routes: list[tuple[str, str, Any]] = [
             ("POST", "/v1/spaces", self._create_space),
@@ -375,12 +374,10 @@ class V1:
             ("POST", f"{box}/tools:run_ipython_cell", self._run_cell),
             ("POST", f"{box}/tools:run_shell_command", self._run_command),
         ]
-        within = [
+        return [
             *(Route(path, _answering(call), methods=[method]) for method, path, call in routes),
             WebSocketRoute("/v1/sandboxes/{sandbox}/stream", self._stream),
         ]
-        # With what is nowhere as well, so that its answer is one of v1 too.
-        return [Mount("", Starlette(routes=within, exception_handlers={HTTPException: _nowhere}))]
 
     # ── spaces ──────────────────────────────────────────────────────────────
 
@@ -502,7 +499,7 @@ async def _until_gone(websocket: WebSocket) -> None:
         pass
 
 
-async def _nowhere(request: Request, exc: Exception) -> Response:
+async def nowhere(request: Request, exc: Exception) -> Response:
     """No such path, or no such method there."""
     assert isinstance(exc, HTTPException)
     wanted = f"{request.method} {request.url.path}"

@@ -9,10 +9,9 @@ import types
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.applications import Starlette
 
+from mentis_pool.runtime.server import application
 from mentis_pool.runtime.supervisor import NoRoom
-from mentis_pool.runtime.v1 import V1
 
 
 class Supervisor:
@@ -72,7 +71,9 @@ async def ask(app, method, path, body):
     return said[0]["status"], b"".join(each.get("body", b"") for each in said[1:])
 
 
-_ODD = st.text(max_size=9) | st.sampled_from(["", "..", "%00", "a\0b", "a=b", "default", "/", "é"])
+_ODD = st.text(max_size=9) | st.sampled_from(
+    ["", "..", "%00", "a\0b", "a=b", "default", "/", "é", "\n"]
+)
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _ODD,
     lambda inside: st.lists(inside, max_size=3) | st.dictionaries(_ODD, inside, max_size=3),
@@ -116,7 +117,7 @@ _ASKED = st.tuples(
 @given(st.lists(_ASKED, min_size=1, max_size=8))
 def test_whatever_is_asked_for_is_done_or_refused_with_a_reason(asked):
     async def script():
-        app = Starlette(routes=V1(Supervisor()).routes())
+        app = application(Supervisor(), 0.0)
         _, made = await ask(app, "POST", "/v1/spaces/default/sandboxes", b"{}")
         there = json.loads(made)["sandbox_id"]
         for method, path, space, sandbox, body in asked:
