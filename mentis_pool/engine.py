@@ -316,9 +316,13 @@ class Engine:
     def _strike(self, task: Task, number: int, final: bool) -> bool:
         if os.getpid() != self._pid:
             return False
-        with self._lock:
-            orders = self._pool.signal(task, number, final)
-        self._carry_out(orders)
+        orders: list[Order] = []
+
+        def decide() -> list[Order]:
+            orders.extend(self._pool.signal(task, number, final))
+            return orders
+
+        self._decide_for_caller(decide)
         return bool(orders)
 
     def standing(self) -> Standing | None:

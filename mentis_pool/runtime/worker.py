@@ -308,6 +308,10 @@ class Worker:
     def _connect(self) -> None:
         """What a cell may have changed of the process as it is for a new one."""
         signal.signal(signal.SIGINT, self._interrupt)
+        self._point_out()
+
+    def _point_out(self) -> None:
+        """Have 1 and 2 lead to the supervisor."""
         for fd, number in zip(self._out, (1, 2), strict=True):
             os.dup2(fd, number)
 
@@ -380,6 +384,8 @@ class Worker:
             said = Result(failure=failure_of(exc))
         self._flush()
         written = isolation.take_initializer_output(self._written)
+        # What comes now is of a task again, also where nothing else is made anew for it.
+        self._point_out()
         if isinstance(said, Error):
             said = Result(failure=Failure("PayloadError", said.message, ""))
         names = self._shell.user_ns
