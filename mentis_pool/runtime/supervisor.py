@@ -869,6 +869,7 @@ class Sandbox:
                 # But read the next, when this one had just been taken back; or never will.
                 back.insert(0, self._action.run)
                 self._cancel_timer()
+                self._usage.rest()
                 self._action = None
                 if self._ahead:
                     self._begin(worker, self._ahead.popleft())

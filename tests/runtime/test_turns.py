@@ -704,6 +704,8 @@ class Walk:
             for sandbox in self.stage.sandboxes:
                 if not sandbox._closed:
                     sandbox._hasten(sandbox._action)
+                    sandbox._cancel_glance()
+                    sandbox._look(sandbox._action)
         elif self.workers():
             self.a_worker_goes_on(what, *self.dice.choice(self.workers()))
 
@@ -744,6 +746,8 @@ class Walk:
                 init.send_signals()
             for init, worker in self.workers():
                 self.a_worker_goes_on("work", init, worker)
+        for sandbox in self.stage.sandboxes:
+            assert sandbox._closed or sandbox._usage._running == 0, "it is watched for ever"
         said = self.stage.said
         for action in range(self.added):
             outcome = self.stage.outcome(action)
