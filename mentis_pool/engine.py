@@ -245,6 +245,11 @@ class Engine:
                 dispatcher.close()
                 self._keepers.close()
                 raise
+            except BaseException:
+                # An interrupt, and it may run already: the next submit starts another.
+                dispatcher.dismiss()
+                self._keepers.close()
+                raise
             self._dispatcher = dispatcher
         if output:
             self._outputs.start()

@@ -24,6 +24,7 @@ from mentis_pool.pool import Pool
 from mentis_pool.pool_stream import Cells
 from mentis_pool.stream import PoolStream
 from mentis_pool.task import Settings, Task
+from mentis_pool.threads import Threads
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -244,6 +245,36 @@ def test_who_is_killed_while_it_waits_to_be_run_again_makes_room(monkeypatch):
     submits.join(10)
     assert not submits.is_alive()
     assert isinstance(future.exception(0), SandboxDied)
+
+
+def test_an_interrupt_of_who_starts_the_threads_at_any_moment_leaves_none_without_an_end(
+    eventually,
+):
+    def own():
+        # Not those that were about to be started: they are there, and never live.
+        return [
+            each
+            for each in threading.enumerate()
+            if each.is_alive() and each.name.startswith("mentis-pool")
+        ]
+
+    before = own()
+    engines = []
+
+    def start():
+        engines.append(Engine(None, {}, 1, None))
+        with engines[-1]._lock:
+            engines[-1]._start_threads(False)
+
+    functions = (Engine._start_threads, Threads.start, Threads._start, threading.Thread.start)
+    for _ in each_interrupt(functions, start):
+        engine = engines[-1]
+        if engine._dispatcher is not None:
+            engine._dispatcher.stop()
+        eventually(lambda: set(own()) <= set(before))
+    engines[-1]._dispatcher.stop()
+    engines[-1]._dispatcher.join()
+    assert set(own()) <= set(before)
 
 
 needs_epoll = pytest.mark.skipif(sys.platform != "linux", reason="others have no epoll(7)")
