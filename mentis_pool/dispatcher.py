@@ -83,6 +83,11 @@ class Dispatcher(threading.Thread):
         self._stopping = True
         self.wake()
 
+    def dismiss(self) -> None:
+        """End the thread, if it was started, and call nothing any more."""
+        self._ended = lambda _: None
+        self.stop()
+
     def leave(self) -> None:
         """In a forked child: nothing here is for it, should the thread have forked and go on there."""
         self._stopping = True

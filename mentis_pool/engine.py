@@ -245,6 +245,11 @@ class Engine:
                 dispatcher.close()
                 self._keepers.close()
                 raise
+            except BaseException:
+                # An interrupt, and it may run already: the next submit starts another.
+                dispatcher.dismiss()
+                self._keepers.close()
+                raise
             self._dispatcher = dispatcher
         if output:
             self._outputs.start()
@@ -316,9 +321,13 @@ class Engine:
     def _strike(self, task: Task, number: int, final: bool) -> bool:
         if os.getpid() != self._pid:
             return False
-        with self._lock:
-            orders = self._pool.signal(task, number, final)
-        self._carry_out(orders)
+        orders: list[Order] = []
+
+        def decide() -> list[Order]:
+            orders.extend(self._pool.signal(task, number, final))
+            return orders
+
+        self._decide_for_caller(decide)
         return bool(orders)
 
     def standing(self) -> Standing | None:

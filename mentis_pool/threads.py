@@ -75,7 +75,7 @@ class Threads:
         for _ in threads:
             self._calls.put(None)
         for thread in threads:
-            if thread is not threading.current_thread():
+            if thread.ident is not None and thread is not threading.current_thread():
                 thread.join()
         with self._changed:
             self._threads.clear()
@@ -83,8 +83,13 @@ class Threads:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name=self._name)
-        thread.start()
+        # Before it is started: of one that an interrupt left alone there would be no end.
         self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.discard(thread)
+            raise
         self._free += 1
 
     def _run(self) -> None:

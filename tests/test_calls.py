@@ -938,6 +938,18 @@ def test_an_initializer_runs_in_each_new_worker(sharing):
         assert executor.submit(noted).result() == [(1,)]
 
 
+def test_what_is_printed_after_an_initializer_is_of_the_task_that_prints_it(sharing):
+    with sharing(1, initializer=note, initargs=(1,)) as executor:
+        for word in ("one", "two"):
+            future = executor.submit(print, word)
+            future.result()
+            assert future.stdout == f"{word}\n"
+        with executor.session() as session:
+            for word in ("one", "two"):
+                assert session.submit(f"print({word!r})").result().stdout == f"{word}\n"
+            assert session.shell("echo three >&2").result().stderr == "three\n"
+
+
 def test_an_initializer_may_be_of_any_kind(sharing):
     found = []
     with sharing(1, initializer=lambda: found.append(1)) as executor:

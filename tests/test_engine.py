@@ -24,6 +24,7 @@ from mentis_pool.pool import Pool
 from mentis_pool.pool_stream import Cells
 from mentis_pool.stream import PoolStream
 from mentis_pool.task import Settings, Task
+from mentis_pool.threads import Threads
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -162,9 +163,9 @@ def test_an_interrupt_of_the_caller_between_decision_and_sending_hangs_nobody(sh
     executor.shutdown()
 
 
-def idle_engine(monkeypatch):
+def idle_engine(monkeypatch, **options):
     """One that starts no thread, and has nobody to send to."""
-    engine = Engine(None, {}, 1, None)
+    engine = Engine(None, {}, 1, None, **options)
     monkeypatch.setattr(engine, "_start_threads", lambda output: None)
     return engine
 
@@ -198,6 +199,82 @@ def test_an_interrupt_of_who_submits_at_any_moment_takes_no_room_for_ever(monkey
 
     for where in each_interrupt((Engine.submit,), submit):
         assert engine._coming == 0, where
+
+
+def one_to_be_run_again(engine):
+    """A task that has begun once, and waits for the next time."""
+    task = Task("again", 1, Cells([b""]), Settings(), None, 0.0)
+    task.future = CellFuture(task, engine)
+    engine._pool.add(task)
+    task.claim()
+    return task
+
+
+def test_an_interrupt_of_who_kills_at_any_moment_hangs_nobody(monkeypatch):
+    engine = idle_engine(monkeypatch)
+    functions = (Engine._strike, Engine._decide_for_caller, Engine._decide, Engine._carry_out)
+    killed = []
+
+    def kill():
+        task = one_to_be_run_again(engine)
+        killed.append((task, task.future))
+        engine.kill(task)
+
+    for where in each_interrupt(functions, kill):
+        task, future = killed[-1]
+        assert future.done() or not task.ended or engine._fault is not None, where
+        engine._fault = None
+
+
+def test_who_is_killed_while_it_waits_to_be_run_again_makes_room(monkeypatch):
+    engine = idle_engine(monkeypatch, max_queue=1)
+    task = one_to_be_run_again(engine)
+    future = task.future
+    after = Task("after", 1, Cells([b""]), Settings(), None, 0.0)
+    after.future = CellFuture(after, engine)
+    waits = threading.Event()
+    wait_for = engine._room.wait_for
+    monkeypatch.setattr(
+        engine._room, "wait_for", lambda is_room: (waits.set(), wait_for(is_room, 20))
+    )
+    submits = threading.Thread(target=engine.submit, args=(after,))
+    submits.start()
+    waits.wait()
+    # Whoever has the lock now, it has been given up by who waits.
+    assert engine.kill(task)
+    submits.join(10)
+    assert not submits.is_alive()
+    assert isinstance(future.exception(0), SandboxDied)
+
+
+def test_an_interrupt_of_who_starts_the_threads_at_any_moment_leaves_none_without_an_end(
+    eventually,
+):
+    def own():
+        # Not those that were about to be started: they are there, and never live.
+        return [
+            each
+            for each in threading.enumerate()
+            if each.is_alive() and each.name.startswith("mentis-pool")
+        ]
+
+    before = own()
+    engines = []
+
+    def start():
+        engines.append(Engine(None, {}, 1, None))
+        with engines[-1]._lock:
+            engines[-1]._start_threads(False)
+
+    functions = (Engine._start_threads, Threads.start, Threads._start, threading.Thread.start)
+    for _ in each_interrupt(functions, start):
+        engine = engines[-1]
+        if engine._dispatcher is not None:
+            engine._dispatcher.stop()
+        eventually(lambda: set(own()) <= set(before))
+    engines[-1]._dispatcher.stop()
+    engines[-1]._dispatcher.join()
+    assert set(own()) <= set(before)
 
 
 needs_epoll = pytest.mark.skipif(sys.platform != "linux", reason="others have no epoll(7)")

@@ -52,6 +52,8 @@ MAX_NAME = 1000
 _BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+(?=.*\S)", re.DOTALL)
 _NO_STATEMENT = ("", "\n", " ", "\t", "\f", "\r", "#")
 _FIRST_WORD = re.compile(r"\w+")
+# What holds other statements.
+_COMPOUND = re.compile(r"@|(?:if|for|while|try|with|match|class|def)\b")
 
 Show = Callable[[Display | Cut], None]
 
@@ -81,6 +83,9 @@ class _Hook(DisplayHook):  # type: ignore[misc]
         self.check_for_underscore()
         if self.quiet():
             return
+        if self.shown is not None:
+            # It has more than one value, as with ast_node_interactivity="all".
+            self.shell.show(_display(self.shown))
         # Before it is in `Out`, as in IPython: what shows `Out` does not show itself.
         self.shown = self.result_of(result)
         self.update_user_ns(result)
@@ -129,13 +134,13 @@ class _Exit(Quitter):
 
 
 class _Python(NamedTuple):
-    """A cell of plain Python: what runs first, the statements after it, one by one, and a value."""
+    """A cell of plain Python: what runs first, the statements after it, one by one, and the last."""
 
     source: str
     name: str
     head: types.CodeType | None
     body: list[ast.stmt]
-    value: types.CodeType | None = None
+    last: types.CodeType | None = None
 
 
 def _last_line_at_margin(source: str) -> int:
@@ -249,8 +254,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
                 else:
                     code = self.compile(ast.Module([node], []), python.name, "exec")
                 exec(code, self.user_ns)
-            if python.value is not None:
-                sys.displayhook(eval(python.value, self.user_ns))
+            if python.last is not None:
+                exec(python.last, self.user_ns)
             ran.result = self.displayhook.value
         except BaseException as exc:  # noqa: BLE001 - whatever the cell raises is its outcome
             ran.error_in_exec = exc
@@ -294,6 +299,10 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
             or "In [" in raw_cell
             or self.input_transformers_post
             or self.ast_transformers
+            or self.ast_node_interactivity != "last_expr"
+            # IPython does not count it.
+            or not raw_cell
+            or raw_cell.isspace()
             or not self._may_be_python(raw_cell)
         ):
             return None
@@ -319,18 +328,18 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         if not at or ";" in tail or "__future__" in source:
             return None
         flags = self.compile.flags & PyCF_MASK
+        compound = _COMPOUND.match(tail)
         # Below as many lines as there are above it.
         tail = "\n" * head.count("\n") + tail
         try:
             code = compile(head, name, "exec", flags, dont_inherit=True)
-            try:
-                # Most often it is an expression, whose tree need not be made.
-                value = compile(tail, name, "eval", flags, dont_inherit=True)
-            except SyntaxError:
+            if compound:
+                # Of what it holds no value is shown, as it would be of one for a prompt.
                 return _Python(source, name, code, ast.parse(tail, name).body)
+            last = compile(tail, name, "single", flags, dont_inherit=True)
         except SyntaxError:
             return None
-        return _Python(source, name, code, [], value)
+        return _Python(source, name, code, [], last)
 
     def _may_be_python(self, cell: str) -> bool:
         """Not one line whose first word is a magic's: ``ls -l`` is also a subtraction."""
@@ -378,6 +387,8 @@ def build_shell() -> CellShell:
     config.InteractiveShell.enable_tip = False
     shell = CellShell.instance(config=config)
     assert isinstance(shell, CellShell)
+    # "To exit: use 'exit'" is advice for a terminal. For good: a cell's own filters are to stay.
+    warnings.filterwarnings("ignore", message="To exit: use", module="IPython")
     # A script's end calls what was registered, and IPython would close its history.
     atexit.unregister(shell.atexit_operations)
     # In force for every cell, so that none has to set and reset them.
@@ -437,7 +448,7 @@ class CellRun:
             if number == len(sources):
                 result = shown or Result()
             elif shown is not None:
-                self._show(Display(shown.bundle or Bundle({"text/plain": shown.text or ""})))
+                self._show(_display(shown))
         return result
 
     def _cell(self, source: str) -> tuple[Result | None, Failure | None]:
@@ -446,15 +457,14 @@ class CellRun:
             return None, failure_of(SyntaxError("source code string cannot contain null bytes"))
         hook = self._shell.displayhook
         hook.value = hook.shown = None
+        # For one cell a cell may have put another in its place.
+        sys.displayhook = hook
         self._shell._depth = 0
         python = self._shell.python_of(source)
         if python is not None:
             error = self._shell.run_python(source, python)
         else:
-            with warnings.catch_warnings():
-                # "To exit: use 'exit'" is advice for a terminal.
-                warnings.filterwarnings("ignore", message="To exit: use", module="IPython")
-                done = self._shell.run_cell(source, store_history=True)
+            done = self._shell.run_cell(source, store_history=True)
             error = done.error_before_exec or done.error_in_exec
         if error is not None:
             if self._in_child():
@@ -549,6 +559,11 @@ def exit_code(error: BaseException) -> int:
     except Exception:  # noqa: BLE001 - the text's own code, and what stands for stderr
         pass
     return 1
+
+
+def _display(shown: Result) -> Display:
+    """A value that is not the last one, as a notebook shows it."""
+    return Display(shown.bundle or Bundle({"text/plain": shown.text or ""}))
 
 
 def _bundle(data: dict[str, Any]) -> Bundle | Cut:

@@ -869,6 +869,7 @@ class Sandbox:
                 # But read the next, when this one had just been taken back; or never will.
                 back.insert(0, self._action.run)
                 self._cancel_timer()
+                self._usage.rest()
                 self._action = None
                 if self._ahead:
                     self._begin(worker, self._ahead.popleft())
@@ -1044,7 +1045,7 @@ class Sandbox:
         script = isinstance(action.run.work, Cells) and action.run.work.argv is not None
         said = self._judged(action, done.said)
         # What reached a limit may hold what the next one needs.
-        full = isinstance(said, Result) and said.exceeded is not None
+        full = said.exceeded is not None
         spoiled = (worker.signalled or full) and not session
         # What a dead one has begun besides is said first to have ended.
         dead = worker.dead and not self._ahead
@@ -1145,7 +1146,11 @@ class Sandbox:
         """How a run ended; where that tells of a limit, with its name, whatever the worker says."""
         if not isinstance(said, Result):
             return said
-        over = None
+        over = self._over_output(action)
+        if over is not None:
+            # Nobody saw it before its end.
+            message = limits.message(over.which, over.limit, over.used)
+            return Error("limit", message, exceeded=over)
         if said.failure is not None:
             which = limits.told_by(self._limits, said.failure.name, said.failure.value)
             if which is not None:
@@ -1191,10 +1196,18 @@ class Sandbox:
             self._paused.add(name)
             return
         self._read(name, self._action)
-        action, most = self._action, self._limits.output
-        if action is not None and most is not None and action.written > most and not action.over:
+        action = self._action
+        over = None if action is None else self._over_output(action)
+        if action is not None and over is not None and not action.over:
             action.over = True
-            self._exceeded(Exceeded("output", most, action.written))
+            self._exceeded(over)
+
+    def _over_output(self, action: Action) -> Exceeded | None:
+        """How it wrote more than it may."""
+        most = self._limits.output
+        if most is None or action.written <= most:
+            return None
+        return Exceeded("output", most, action.written)
 
     def resume(self) -> None:
         """There may be room again for output."""

@@ -79,6 +79,8 @@ class Worker:
         """Held for as long as a message is sent: a cell's threads say things as well."""
         self._used = False
         self._has_stdin = False
+        self._stuck = False
+        """Whether the last run wrote what its own descriptors did not take."""
         self._peak = 0
         """The largest resident set in the last run, in the units of getrusage(2)."""
         self._low = 0
@@ -207,7 +209,10 @@ class Worker:
             # A child that the cell forked, and that came to the cell's end as well.
             self._flush()
             os._exit(code)
-        self._flush()
+        if not self._flush():
+            # A cell may have had nothing wait for its reader.
+            self._block()
+            self._stuck = not self._flush()
         if around is not None:
             try:
                 said = around.end(said, self._say, lambda: self._missed)
@@ -250,6 +255,8 @@ class Worker:
             self._begin()
         if self._used:
             if not keep:
+                if self._stuck:
+                    self._give_up_unwritten()
                 self._connect()
                 self._renew()
             # Not before: what the last cell held is only now given back.
@@ -266,13 +273,16 @@ class Worker:
 
     def _begin(self) -> None:
         """What must hold for each cell, whatever the one before did to what they share."""
-        for fd in self._out:
-            os.set_blocking(fd, True)
+        self._block()
         try:
             os.chdir(self._work)
         except OSError:
             os.makedirs(self._work, mode=0o700, exist_ok=True)
             os.chdir(self._work)
+
+    def _block(self) -> None:
+        for fd in self._out:
+            os.set_blocking(fd, True)
 
     def _interrupt(self, *_: object) -> None:
         if self._running:
@@ -308,8 +318,22 @@ class Worker:
     def _connect(self) -> None:
         """What a cell may have changed of the process as it is for a new one."""
         signal.signal(signal.SIGINT, self._interrupt)
+        self._point_out()
+
+    def _point_out(self) -> None:
+        """Have 1 and 2 lead to the supervisor."""
         for fd, number in zip(self._out, (1, 2), strict=True):
             os.dup2(fd, number)
+
+    def _give_up_unwritten(self) -> None:
+        """What one run could not write is not for the next one to have written."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        if nowhere > 2:
+            os.close(nowhere)
+        self._flush()
+        self._stuck = False
 
     def _renew(self) -> None:
         """What a cell may have changed of the interpreter as it is for a new one."""
@@ -380,6 +404,8 @@ class Worker:
             said = Result(failure=failure_of(exc))
         self._flush()
         written = isolation.take_initializer_output(self._written)
+        # What comes now is of a task again, also where nothing else is made anew for it.
+        self._point_out()
         if isinstance(said, Error):
             said = Result(failure=Failure("PayloadError", said.message, ""))
         names = self._shell.user_ns
@@ -421,13 +447,18 @@ class Worker:
         with self._saying:
             self._sock.sendall(wire.pack(message))
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Write what is kept here; whether our own streams could."""
+        could = True
         for stream in (sys.stdout, sys.stderr, self._stdout, self._stderr):
             try:
                 stream.flush()
+            except OSError:
+                could = could and stream is not self._stdout and stream is not self._stderr
             except Exception:  # noqa: BLE001 - closed, or replaced by anything
                 continue
         posix.flush_stdio()
+        return could
 
 
 class _Around:

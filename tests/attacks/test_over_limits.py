@@ -452,3 +452,14 @@ def test_a_callback_cannot_ask(limited):
     future.result()
     limited.submit("1").result()
     assert "callback" in str(caught[0])
+
+
+def test_brief_tasks_are_held_to_their_output_as_well(sharing):
+    with sharing(1, state="reuse", limits=Limits(output=1000)) as executor:
+        for _ in range(3):
+            assert executor.submit("1").result().value == 1
+            for task in (("print('x' * 5000)",), (print, "x" * 5000)):
+                error = executor.submit(*task).exception(20)
+                assert isinstance(error, ResourceLimitExceeded)
+                assert (error.which, error.used) == ("output", 5001)
+            assert executor.submit(abs, -1).result() == 1

@@ -444,6 +444,16 @@ TRICKY = [
     "import sys\nsys.modules['__main__'].x = 3\nx",
     "lambda: 1\nprint(1)",
     "print(1)\nraise SystemExit",
+    # What raises while it is shown.
+    "class A:\n    def __repr__(self): raise KeyboardInterrupt\nA()",
+    "import sys\ndef hook(value): raise ValueError(value)\nsys.displayhook = hook\n5",
+    "x = 1\nif x: 5",
+    "x = 1\nwith open('/dev/null'): 5",
+    "x = 1\nmatch = 5\nmatch",
+    "x = 1\nx := 3",
+    "x = 1\nx  # type: ignore\n\n# end",
+    "",
+    " \n ",
 ]
 
 BOTH = """
@@ -497,6 +507,26 @@ def test_the_short_way_gives_what_ipython_gives_for_real_programs():
         assert [_ADDRESS.sub("", str(part)) for part in short] == [
             _ADDRESS.sub("", str(part)) for part in long
         ]
+
+
+def test_what_a_cell_sets_for_those_after_it_is_as_in_a_notebook(executor):
+    with executor.session() as session:
+
+        def shown(cell):
+            result = session.submit(cell).result()
+            return [display["text/plain"] for display in result.displays], result.value
+
+        # A hook holds for its cell.
+        session.submit("import sys\nsys.displayhook = lambda value: None").result()
+        assert shown("5") == ([], 5)
+        # Filters stay, also those of a cell that is more than Python.
+        session.submit("%pwd\nimport warnings\nwarnings.filterwarnings('ignore')").result()
+        assert session.submit("warnings.warn('x')").result().stderr == ""
+        session.submit("%config InteractiveShell.ast_node_interactivity = 'all'").result()
+        assert shown("1\n2\nx = 3\n4") == (["1", "2"], 4)
+        assert shown("") == ([], None)
+        session.submit("get_ipython().ast_node_interactivity = 'none'").result()
+        assert shown("5") == ([], None)
 
 
 def test_the_short_way_is_taken_for_python_and_not_for_more():

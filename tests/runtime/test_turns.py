@@ -65,6 +65,7 @@ class Worker:
     runs: socket.socket
     has: int | None = None
     """The run that it is at."""
+    call: bool = False
     part: bytes = b""
     held_up: bool = False
     """Whether it waits for its output to be read."""
@@ -81,7 +82,8 @@ class Worker:
         self.part += packet
         if len(self.part) - 4 < int.from_bytes(self.part[:4], "big"):
             return self.take()
-        self.has, self.part = wire.unpack_run(self.part).number, b""
+        run, self.part = wire.unpack_run(self.part), b""
+        self.has, self.call = run.number, isinstance(run.work, PickledCall)
         return self.has
 
     def say(self, message):
@@ -92,7 +94,8 @@ class Worker:
             return False
 
     def say_done(self, unread=False):
-        self.held_up = unread
+        # Nothing is sent to it ahead that it could take after a cell.
+        self.held_up = unread and self.call
         told = Result(pickled=b"%d" % self.has)
         heard = self.say(wire.Done(self.has, told, End(0.0), unread))
         self.has = None
@@ -659,6 +662,7 @@ class Walk:
         self.added = 0
         self.took = {}  # action -> the worker that took it
         self.gave = set()
+        self.wrote = collections.Counter()
         self.unwanted = set()
         self.struck = set()
         self.long = set()  # those that cannot be taken back
@@ -704,6 +708,8 @@ class Walk:
             for sandbox in self.stage.sandboxes:
                 if not sandbox._closed:
                     sandbox._hasten(sandbox._action)
+                    sandbox._cancel_glance()
+                    sandbox._look(sandbox._action)
         elif self.workers():
             self.a_worker_goes_on(what, *self.dice.choice(self.workers()))
 
@@ -713,6 +719,7 @@ class Walk:
         elif what == "write" and worker.has is not None:
             with contextlib.suppress(BrokenPipeError):
                 os.write(init.out, b"%d\n" % worker.has)
+                self.wrote[worker.has] += 1
         elif what == "work" and worker.has is not None:
             action = worker.has
             if worker.say_done(unread=self.has_output(init)):
@@ -744,6 +751,8 @@ class Walk:
                 init.send_signals()
             for init, worker in self.workers():
                 self.a_worker_goes_on("work", init, worker)
+        for sandbox in self.stage.sandboxes:
+            assert sandbox._closed or sandbox._usage._running == 0, "it is watched for ever"
         said = self.stage.said
         for action in range(self.added):
             outcome = self.stage.outcome(action)
@@ -752,6 +761,7 @@ class Walk:
             assert set(output.split()) <= {b"%d" % action}, "that is another's"
             if outcome == action:
                 assert action in self.gave
+                assert output.count(b"\n") >= self.wrote[action], "some of it is lost"
             elif outcome == "cancelled":
                 assert action in self.unwanted
             else:
@@ -764,7 +774,7 @@ STEPS = [
     *["add"] * 3,
     *["work"] * 9,
     *["look"] * 4,
-    "write",
+    *["write"] * 3,
     "cancel",
     "strike",
     "die",

@@ -250,6 +250,9 @@ TOUCHED = {
     "another object": "sys.stdout = sys.__stdout__ = None",
     "another class": "sys.stdout = sys.__stdout__ = type('O', (io.StringIO,), {})()",
     "stderr closed": "sys.stderr.close()",
+    "nowhere to write to": "os.close(1)\nprint('mine', end='')",
+    "nobody waited for": "os.set_blocking(1, False)\nwhile True:\n"
+    "    try: print('mine' * 5000, end='')\n    except BlockingIOError: break",
 }
 
 
