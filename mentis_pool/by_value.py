@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
-from cloudpickle.cloudpickle import _dynamic_class_reduce
+from cloudpickle.cloudpickle import _code_reduce, _dynamic_class_reduce
 
 
 class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -33,6 +33,8 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is FunctionType and obj in _CLOUDPICKLES:
             return NotImplemented
+        if type(obj) is CodeType:
+            return _of_code(obj)
         if isinstance(obj, ModuleType):
             self.modules.add(obj.__name__)
             return super().reducer_override(obj)
@@ -62,6 +64,15 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             self.classes[module, name] = obj
         return reduced
 
+
+def _of_code(code: CodeType) -> tuple[Any, ...]:
+    """As cloudpickle's, whose newer versions leave out the file that tracebacks name and show."""
+    make, parts = _code_reduce(code)
+    known = (code.co_filename if type(part) is str and part == _NO_FILE else part for part in parts)
+    return make, tuple(known)
+
+
+_NO_FILE = "<dynamic-code>"
 
 # What its pickles call, several times in each: cloudpickle would ask of each whether it has a name.
 _CLOUDPICKLES = frozenset(

@@ -420,6 +420,7 @@ def outcome(
                 error = told
                 if over is not None:
                     error = limit_told(over.which, over.limit, sandbox_id, told)
+                error.__cause__ = _remote_traceback(told.traceback)
         elif isinstance(observation, Error) and not (ended and observation.kind in _SAYS_NO_MORE):
             ended = True
             error = _error(observation, settings or Settings(), sandbox_id)
@@ -554,9 +555,16 @@ def call_outcome(
         error = exc
         exc.result = result
     if failure is not None:
-        # As the standard process pool shows it.
-        from concurrent.futures.process import _RemoteTraceback
-
-        text: Any = for_terminal(f'\n"""\n{failure.traceback}"""')
-        error.__cause__ = _RemoteTraceback(text)
+        error.__cause__ = _remote_traceback(failure.traceback)
     return None, error
+
+
+def _remote_traceback(traceback: str) -> BaseException:
+    """What shows where in the sandbox it was raised, if nobody catches it: as of a process pool."""
+    text: Any = for_terminal(f'\n"""\n{traceback}"""')
+    try:
+        from concurrent.futures.process import _RemoteTraceback
+    except RuntimeError:
+        # Its import asks to be called when the interpreter ends, and that has begun.
+        return Exception(text)
+    return _RemoteTraceback(text)

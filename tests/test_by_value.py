@@ -57,6 +57,12 @@ def test_what_cannot_be_imported_is_carried_though_it_is_in_sys_modules():
     assert function is not open_shop
 
 
+def test_code_is_carried_with_the_name_of_its_file_for_tracebacks():
+    _, content = pickled(lambda: lambda: 1)
+    function = pickle.loads(content)
+    assert function.__code__.co_filename == function().__code__.co_filename == __file__
+
+
 def test_a_module_is_noted():
     pickler, content = pickled({"json": json})
     assert noted(pickler) == {"json"}

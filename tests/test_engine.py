@@ -533,6 +533,20 @@ def test_the_end_of_the_interpreter_finishes_what_was_submitted(own_temp, proces
     assert nothing_left(own_temp, processes)
 
 
+def test_what_fails_at_the_end_of_the_interpreter_has_its_own_error(own_temp):
+    then = (
+        "def tell(future):\n    error = future.exception()\n"
+        "    print(type(error).__name__, str(error.__cause__).splitlines()[-2])\n"
+        "def fail():\n    time.sleep(0.3); 1 / 0\n"
+        "for work in (fail, 'import time; time.sleep(0.3); 1 / 0'):\n"
+        "    executor.submit(work).add_done_callback(tell)\n"
+    )
+    out, err = finish(client(0.1, then))
+    text = "ZeroDivisionError: division by zero"
+    assert sorted(out.splitlines()) == [f"CellError {text}", f"ZeroDivisionError {text}"]
+    assert err == ""
+
+
 def test_submitting_at_the_end_of_the_interpreter_is_refused(own_temp):
     then = (
         "import atexit\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
+import threading
 import time
 from concurrent.futures import Future
 from typing import get_args
@@ -492,6 +494,13 @@ def test_the_remote_traceback_does_not_steer_the_terminal():
     assert str(error.__cause__) == '\n"""\nTraceback"""'
 
 
+def test_a_remote_traceback_can_be_had_when_the_interpreter_ends(monkeypatch):
+    monkeypatch.delitem(sys.modules, "concurrent.futures.process", raising=False)
+    monkeypatch.setattr(threading, "_SHUTTING_DOWN", True)
+    error = result_of(Result(failure=FAILURE)).error
+    assert "Traceback" in str(error.__cause__)
+
+
 def test_what_may_not_be_rebuilt_is_an_error_that_has_the_result():
     def refuse(_):
         raise PayloadError("not this type")
@@ -763,6 +772,8 @@ def test_what_a_cell_raised_is_the_error_with_all_until_then():
     assert isinstance(error, ZeroDivisionError)
     assert (error.name, error.value) == ("ZeroDivisionError", "division by zero")
     assert error.traceback == "Traceback…"
+    # Nobody may catch it, and then it shows where that was.
+    assert str(error.__cause__) == '\n"""\nTraceback…"""'
     assert error.result is result
     assert result.stdout == "until then"
     assert result.usage.running == 1.0

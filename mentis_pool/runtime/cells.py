@@ -188,6 +188,18 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         """IPython would keep all output in its history as well: 1 GB of it, if it came to that."""
         return contextlib.nullcontext()
 
+    def transform_cell(self, raw_cell: str) -> Any:
+        """As IPython's; an indentation that its tokenizer cannot read is the cell's own error."""
+        try:
+            return super().transform_cell(raw_cell)
+        except IndentationError as exc:
+            if exc.filename not in ("<tokenize>", "<string>"):  # the latter from Python 3.12 on
+                raise
+            # Where, and without whose frames, the compiler would say it.
+            exc.filename = self.compile.get_code_name(raw_cell, raw_cell, self.execution_count)
+            exc.offset = len((exc.text or "").rstrip("\n")) + 1
+            raise exc.with_traceback(None) from None
+
     async def run_code(self, code_obj: Any, result: Any = None, **options: Any) -> Any:
         """As IPython's, and counted."""
         self._depth += 1

@@ -69,10 +69,12 @@ class LocalRuntime:
         expose: Sequence[str] = (),
     ) -> None:
         if sys.platform == "win32":
-            raise RuntimeUnavailable(
+            hopeless = RuntimeUnavailable(
                 "the embedded runtime needs fork(), which Windows has not: give the address "
                 "of a runtime on another machine, SandboxExecutor(runtime='http://…')"
             )
+            hopeless.passing = False
+            raise hopeless
         self._directory = new_path()
         self._port: int | None = None
         path, here = search_path(), working_directory()

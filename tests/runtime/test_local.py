@@ -114,8 +114,9 @@ def test_a_cell_finds_what_the_client_can_import(own_temp, tmp_path, monkeypatch
 
 def test_no_embedded_runtime_without_fork(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(RuntimeUnavailable, match="Windows"):
+    with pytest.raises(RuntimeUnavailable, match="Windows") as caught:
         LocalRuntime([], 1)
+    assert not caught.value.passing, "nor will there be at another try"
 
 
 def test_a_directory_that_cannot_be_made_is_named(monkeypatch):
