@@ -650,10 +650,15 @@ class Sandbox:
 
     def _initialized(self, worker: _Worker, message: wire.FromWorker) -> None:
         """What a worker says that runs the initializer."""
-        if not isinstance(message, wire.Done) or not isinstance(message.said, Result):
+        if not isinstance(message, wire.Done):
             return
         self._usage.rest()
         worker.cancel_timer()
+        if isinstance(message.said, Error):
+            # Not of itself; but whatever it says, nobody is to wait for it any more.
+            reason = f"the initializer failed: {message.said.message}"
+            self._listener.broken(reason, "", worker.take_written())
+            return
         failure = message.said.failure
         if failure is None:
             worker.ready = True

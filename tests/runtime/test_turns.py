@@ -35,6 +35,7 @@ from mentis_pool.observations import (
 )
 from mentis_pool.pool_stream import (
     Begin,
+    Broken,
     Cancel,
     Cells,
     Closed,
@@ -317,6 +318,20 @@ def test_a_death_that_is_heard_of_late_is_a_death_all_the_same(play, status, kin
         init.die(worker, status)
         await stage.go_on()
         assert stage.outcome(1) == kind
+
+    play(script)
+
+
+def test_whatever_a_worker_says_of_its_initializer_nobody_waits_for_it_any_more(play):
+    async def script(stage):
+        stage.session.obey(Open(LANE + 1, "reuse", initializer=Cells([b"1"])))
+        stage.session.obey(Run(1, LANE + 1, PickledCall(b"x"), number=1))
+        await stage.go_on()
+        (worker,) = stage.inits[0].workers.values()
+        worker.say(wire.Done(0, Error("payload", "it is not so"), End(0.0)))
+        await stage.go_on()
+        told = [each for frame in stage.frames for each in frame if isinstance(each, Broken)]
+        assert [each.reason for each in told] == ["the initializer failed: it is not so"]
 
     play(script)
 
