@@ -111,7 +111,7 @@ class TaskFuture(Future[T]):
     def running(self) -> bool:
         """Whether it runs now; not while it waits to be run again."""
         task = self._task
-        return super().running() and (task is None or not task.waits)
+        return super().running() and not (task is not None and task.waits and task.attempt)
 
     # ── what it says ────────────────────────────────────────────────────────
 

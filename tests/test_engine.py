@@ -247,6 +247,8 @@ def test_who_is_killed_while_it_waits_to_be_run_again_makes_room(monkeypatch):
     assert isinstance(future.exception(0), SandboxDied)
 
 
+# A dispatcher that nobody got has its sockets closed by the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_an_interrupt_of_who_starts_the_threads_at_any_moment_leaves_none_without_an_end(
     eventually,
 ):
@@ -275,6 +277,9 @@ def test_an_interrupt_of_who_starts_the_threads_at_any_moment_leaves_none_withou
     engines[-1]._dispatcher.stop()
     engines[-1]._dispatcher.join()
     assert set(own()) <= set(before)
+    engine = None
+    engines.clear()
+    gc.collect()
 
 
 needs_epoll = pytest.mark.skipif(sys.platform != "linux", reason="others have no epoll(7)")

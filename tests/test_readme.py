@@ -127,7 +127,7 @@ def test_both_commands_are_followed_to_the_letter_by_what_checks_every_change():
             ["sh", "-c", found], capture_output=True, text=True, cwd=README.parent
         )
         assert done.stdout == command + "\n"
-    assert '\nrun_in python3 first "$main_job" "$tests"\n' in script
+    assert '\nrun_in python3 first "$main_job" "$tests" || status=$?\n' in script
 
 
 def test_the_top_level_has_what_belongs_there_and_nothing_else():
