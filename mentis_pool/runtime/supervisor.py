@@ -317,6 +317,32 @@ class _Runs:
             self._taken.close()
 
 
+class _Timer:
+    """One call after some time, unless it is cancelled before or set anew."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._handle: asyncio.TimerHandle | None = None
+
+    def __bool__(self) -> bool:
+        return self._handle is not None
+
+    def set(self, seconds: float, call: Callable[..., object], *args: object) -> None:
+        """Have this called so much later, and nothing that was to be called before."""
+        self.cancel()
+        self._handle = self._loop.call_later(seconds, self._call, call, args)
+
+    def cancel(self) -> None:
+        """Have nothing called."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _call(self, call: Callable[..., object], args: tuple[object, ...]) -> None:
+        self._handle = None
+        call(*args)
+
+
 class CommandListener(Protocol):
     """Who hears of a shell command."""
 
@@ -341,7 +367,7 @@ class _Command:
         self._loop = asyncio.get_running_loop()
         self._pipes: dict[StreamName, int] = {}
         self._paused: set[StreamName] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = _Timer()
 
     def run(self, pid: int, stdout: int, stderr: int) -> None:
         """It runs, and these descriptors read what it writes."""
@@ -351,7 +377,7 @@ class _Command:
             os.set_blocking(fd, False)
             self._loop.add_reader(fd, self._readable, name)
         if self._timeout is not None:
-            self._timer = self._loop.call_later(self._timeout, self._time_out)
+            self._timer.set(self._timeout, self._time_out)
         self.listener.started()
 
     def _time_out(self) -> None:
@@ -394,8 +420,7 @@ class _Command:
             self._loop.remove_reader(fd)
             os.close(fd)
         self._pipes.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         if self.timed_out:
             reason = f"the command ran for more than {self._timeout:g} s"
         self.listener.ended(status, self.over or reason)
@@ -416,7 +441,7 @@ class _Worker:
         self.tasks = 0
         self.said: Error | None = None
         """What is to be said when it is dead."""
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer = _Timer()
         """Ends its initializer."""
         self.cpu_seconds = 0.0
         """What its tasks have used, as far as they said."""
@@ -431,16 +456,10 @@ class _Worker:
 
     def close(self) -> None:
         """Hear it no more; it sees the end and goes."""
-        self.cancel_timer()
+        self.timer.cancel()
         self.take_written()
         self.channel.close()
         self.runs.close()
-
-    def cancel_timer(self) -> None:
-        """Its initializer has ended."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
     def take_written(self) -> str:
         """What its initializer wrote, at the end of it; once."""
@@ -473,7 +492,7 @@ class Sandbox:
         self._queue: deque[Run] = deque()
         self._ahead: deque[Run] = deque()
         """What the worker has besides, which it has not begun, as far as is known."""
-        self._hurry: asyncio.TimerHandle | None = None
+        self._hurry = _Timer()
         """Looks whether what waits here waits for too long."""
         self._commands: dict[int, _Command] = {}
         self._numbers = itertools.count(1)
@@ -493,12 +512,12 @@ class Sandbox:
         self._ready = False
         self._closed = False
         self._start_deaths = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._fork_timer: asyncio.TimerHandle | None = None
-        self._signal_timer: asyncio.TimerHandle | None = None
+        self._timer = _Timer()
+        self._fork_timer = _Timer()
+        self._signal_timer = _Timer()
         self._pipes: dict[StreamName, int] = {}
         self._paused: set[StreamName] = set()
-        self._glance: asyncio.TimerHandle | None = None
+        self._glance = _Timer()
         """Looks whether it is time to watch the pipes, while nobody does."""
         self._usage = Watch(self._limits, self._directory, self._exceeded, self._spare_pid)
         self._init = self._start()
@@ -547,11 +566,11 @@ class Sandbox:
         if self._worker is not None:
             # What it has given counts.
             self._worker.channel.read_on(lambda: self._action is not None)
-        self._cancel_timer()
-        self._cancel_fork_timer()
-        self._cancel_signal_timer()
-        self._cancel_hurry()
-        self._cancel_glance()
+        self._timer.cancel()
+        self._fork_timer.cancel()
+        self._signal_timer.cancel()
+        self._hurry.cancel()
+        self._glance.cancel()
         self._usage.close()
         action, self._action = self._action, None
         if action is not None:
@@ -584,7 +603,7 @@ class Sandbox:
         elif isinstance(message, wire.Signalled):
             self._signalled()
         elif self._retiring:
-            self._cancel_timer()
+            self._timer.cancel()
             self._drain(None)
             self._retiring = False
             self._worker, self._spare = self._spare, None
@@ -596,7 +615,7 @@ class Sandbox:
         if not self._forking:
             self._forking = True
             self._init.send(wire.Fork(self._initializer is not None))
-            self._fork_timer = self._loop.call_later(FORK_PATIENCE, self._give_up_fork)
+            self._fork_timer.set(FORK_PATIENCE, self._give_up_fork)
 
     def _give_up_fork(self) -> None:
         self._supervisor.kill_init(self._directory)
@@ -604,7 +623,7 @@ class Sandbox:
 
     def _forked(self, pid: int) -> None:
         self._forking = False
-        self._cancel_fork_timer()
+        self._fork_timer.cancel()
         fds = [self._init.fds.popleft() for _ in range(len(self._init.fds))]
         if len(fds) < 3:
             # No process could be forked, or the kernel had no descriptors to give us.
@@ -634,7 +653,7 @@ class Sandbox:
         seconds = self._initializer_timeout
         if seconds is not None:
             late = Error("timeout", f"it ran for more than {seconds:g} s")
-            worker.timer = self._loop.call_later(seconds, self._end_initializer, worker, late)
+            worker.timer.set(seconds, self._end_initializer, worker, late)
 
     def _initializing(self) -> _Worker | None:
         """The worker that runs the initializer."""
@@ -653,7 +672,7 @@ class Sandbox:
         if not isinstance(message, wire.Done):
             return
         self._usage.rest()
-        worker.cancel_timer()
+        worker.timer.cancel()
         if isinstance(message.said, Error):
             # Not of itself; but whatever it says, nobody is to wait for it any more.
             reason = f"the initializer failed: {message.said.message}"
@@ -692,20 +711,15 @@ class Sandbox:
 
     def _send_signal(self, pid: int, number: int) -> None:
         self._signals += 1
-        if self._signal_timer is None:
-            self._signal_timer = self._loop.call_later(PATIENCE, self._give_up)
+        if not self._signal_timer:
+            self._signal_timer.set(PATIENCE, self._give_up)
         self._init.send(wire.Signal(pid, number))
 
     def _signalled(self) -> None:
         self._signals -= 1
         if not self._signals:
-            self._cancel_signal_timer()
-            self._next()
-
-    def _cancel_signal_timer(self) -> None:
-        if self._signal_timer is not None:
             self._signal_timer.cancel()
-            self._signal_timer = None
+            self._next()
 
     def _executed(self, message: wire.Executed) -> None:
         fds = self._init.fds
@@ -830,16 +844,15 @@ class Sandbox:
             and worker.runs.send_ahead(self._work(self._queue[0]))
         ):
             self._ahead.append(self._queue.popleft())
-        if (self._ahead or self._queue) and self._hurry is None:
-            self._hurry = self._loop.call_later(PROMPT, self._hasten, self._action)
+        if (self._ahead or self._queue) and not self._hurry:
+            self._hurry.set(PROMPT, self._hasten, self._action)
 
     def _hasten(self, before: Action | None) -> None:
         """What was sent ahead has waited for a while: if it is behind this still, it waits elsewhere."""
-        self._hurry = None
         if before is self._action:
             self._recall()
         elif self._ahead or self._queue:
-            self._hurry = self._loop.call_later(PROMPT, self._hasten, self._action)
+            self._hurry.set(PROMPT, self._hasten, self._action)
 
     def _recall(self) -> None:
         """Take back what the worker has not begun; what it has begun is known afterwards."""
@@ -873,7 +886,7 @@ class Sandbox:
             if self._ahead or dead:
                 # But read the next, when this one had just been taken back; or never will.
                 back.insert(0, self._action.run)
-                self._cancel_timer()
+                self._timer.cancel()
                 self._usage.rest()
                 self._action = None
                 if self._ahead:
@@ -888,9 +901,9 @@ class Sandbox:
         """Have what runs out of time first interrupt it."""
         left = None if run.deadline is None else max(0.0, run.deadline - self._loop.time())
         if run.timeout is not None and (left is None or run.timeout <= left):
-            self._set_timer(run.timeout, lambda: self._time_out("timeout"))
+            self._timer.set(run.timeout, lambda: self._time_out("timeout"))
         elif left is not None:
-            self._set_timer(left, lambda: self._time_out("deadline"))
+            self._timer.set(left, lambda: self._time_out("deadline"))
 
     def _is_last(self, worker: _Worker) -> bool:
         """Whether the worker runs no more tasks after this."""
@@ -962,7 +975,7 @@ class Sandbox:
             if worker.said is not None:
                 return  # it is being killed, and what is to be said of it is known
             # Most often it died, and the init will say how in a moment.
-            self._set_timer(LAST_BREATH, lambda: self._kill(_CLOSED))
+            self._timer.set(LAST_BREATH, lambda: self._kill(_CLOSED))
         else:
             self._kill(Error("protocol", reason))
 
@@ -972,14 +985,14 @@ class Sandbox:
         if action is not None and self._action is action and self._worker is not None:
             action.timed_out = limit
             self._strike(self._worker, signal.SIGINT)
-            self._set_timer(GRACE, self._kill)
+            self._timer.set(GRACE, self._kill)
 
     def _kill(self, said: Error | None = None) -> None:
         if self._worker is not None:
             self._worker.said = said
             self._worker.signalled = True
             self._send_signal(self._worker.pid, signal.SIGKILL)
-            self._set_timer(PATIENCE, self._give_up)
+            self._timer.set(PATIENCE, self._give_up)
 
     def _give_up(self) -> None:
         self._supervisor.kill_init(self._directory)
@@ -1039,7 +1052,7 @@ class Sandbox:
         assert worker is not None
         assert action is not None
         self._start_deaths = 0
-        self._cancel_timer()
+        self._timer.cancel()
         if done.unread:
             self._drain(action)
         self._action = None
@@ -1118,7 +1131,7 @@ class Sandbox:
         self._init.send(wire.Retire(worker.pid, files_stay))
         if self._spare is None:
             self._fork()
-        self._set_timer(PATIENCE, self._give_up)
+        self._timer.set(PATIENCE, self._give_up)
 
     # ── limits ──────────────────────────────────────────────────────────────
 
@@ -1178,18 +1191,17 @@ class Sandbox:
 
     def _look_away(self) -> None:
         """Do not watch the pipes for the moment: what brief runs write is taken at their end."""
-        if self._glance is None and not self._closed:
+        if not self._glance and not self._closed:
             for fd in self._pipes.values():
                 self._loop.remove_reader(fd)
-            self._glance = self._loop.call_later(PROMPT, self._look, self._action)
+            self._glance.set(PROMPT, self._look, self._action)
 
     def _look(self, before: Action | None) -> None:
         """Watch the pipes again, where what runs is no brief run, or nothing does."""
-        self._glance = None
         if before is self._action:
             self._watch_all()
         else:
-            self._glance = self._loop.call_later(PROMPT, self._look, self._action)
+            self._glance.set(PROMPT, self._look, self._action)
 
     def _readable(self, name: StreamName) -> None:
         if self._ahead:
@@ -1248,32 +1260,6 @@ class Sandbox:
                 # A pipe that gives less is empty.
                 if self._read(name, action) < _CHUNK:
                     break
-
-    # ── timers ──────────────────────────────────────────────────────────────
-
-    def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:
-        self._cancel_timer()
-        self._timer = self._loop.call_later(seconds, call)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _cancel_hurry(self) -> None:
-        if self._hurry is not None:
-            self._hurry.cancel()
-            self._hurry = None
-
-    def _cancel_glance(self) -> None:
-        if self._glance is not None:
-            self._glance.cancel()
-            self._glance = None
-
-    def _cancel_fork_timer(self) -> None:
-        if self._fork_timer is not None:
-            self._fork_timer.cancel()
-            self._fork_timer = None
 
 
 class Supervisor:

@@ -723,7 +723,7 @@ class Walk:
             for sandbox in self.stage.sandboxes:
                 if not sandbox._closed:
                     sandbox._hasten(sandbox._action)
-                    sandbox._cancel_glance()
+                    sandbox._glance.cancel()
                     sandbox._look(sandbox._action)
         elif self.workers():
             self.a_worker_goes_on(what, *self.dice.choice(self.workers()))
