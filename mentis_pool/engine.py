@@ -321,14 +321,7 @@ class Engine:
     def _strike(self, task: Task, number: int, final: bool) -> bool:
         if os.getpid() != self._pid:
             return False
-        orders: list[Order] = []
-
-        def decide() -> list[Order]:
-            orders.extend(self._pool.signal(task, number, final))
-            return orders
-
-        self._decide_for_caller(decide)
-        return bool(orders)
+        return bool(self._decide_for_caller(self._pool.signal, task, number, final))
 
     def standing(self) -> Standing | None:
         """How the sandboxes of its runtime are isolated; None where it has none now."""
@@ -459,7 +452,8 @@ class Engine:
 
     # ── deciding and acting ─────────────────────────────────────────────────
 
-    def _decide(self, decision: Callable[..., list[Order]], *args: object) -> None:
+    def _decide(self, decision: Callable[..., list[Order]], *args: object) -> list[Order]:
+        """Carry out what is decided under the lock; the orders."""
         with self._lock:
             # Whoever waits for the end of a session is there while there is one.
             expected = self._max_queue is not None or self._pool.sessions > 0
@@ -477,15 +471,18 @@ class Engine:
         if sooner and self._dispatcher is not None:
             self._dispatcher.wake()
         self._carry_out(orders)
+        return orders
 
-    def _decide_for_caller(self, decision: Callable[..., list[Order]], *args: object) -> None:
+    def _decide_for_caller(
+        self, decision: Callable[..., list[Order]], *args: object
+    ) -> list[Order]:
         """As `_decide`, in a thread of the user's: what interrupts it there breaks the engine.
 
         A Ctrl-C may come between a decision and its orders. The frame that was
         being sent is then lost, and with it a task: better all fail than one hangs.
         """
         try:
-            self._decide(decision, *args)
+            return self._decide(decision, *args)
         except BaseException as exc:
             self._break(exc)
             raise
