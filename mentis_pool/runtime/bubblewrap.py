@@ -32,9 +32,6 @@ _ETC = (
 )
 _ETC_NETWORK = ("gai.conf", "hosts", "nsswitch.conf", "resolv.conf")
 
-
-NO_LANDLOCK = "this kernel has none: Linux has it from 5.13 on, where its lsm= names landlock"
-
 _ALLOWED = {
     "kernel/unprivileged_userns_clone": "1",
     "user/max_user_namespaces": "10000",

@@ -17,6 +17,9 @@ from collections.abc import Iterable
 
 from mentis_pool.runtime import kernel
 
+MISSING = "this kernel has none: Linux has it from 5.13 on, where its lsm= names landlock"
+"""Why it cannot be had, where its version is 0."""
+
 _EXECUTE, _WRITE, _READ, _LIST = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _REMOVE = 1 << 4 | 1 << 5
 _DEVICES = 1 << 6 | 1 << 11

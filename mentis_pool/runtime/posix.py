@@ -88,13 +88,14 @@ class Listener(socket.socket):
         return sock, address
 
 
-def unread(sock: socket.socket) -> int:
-    """How many bytes there are to be read now; 0 where it is closed."""
+def unread(source: socket.socket | int) -> int:
+    """How many bytes there are to be read now in a socket or a pipe (FIONREAD).
+
+    Raises:
+        OSError, ValueError: it is closed.
+    """
     count = array.array("i", [0])
-    try:
-        fcntl.ioctl(sock, termios.FIONREAD, count)
-    except (OSError, ValueError):
-        return 0
+    fcntl.ioctl(source, termios.FIONREAD, count)
     return count[0]
 
 

@@ -115,7 +115,7 @@ def locked_files() -> Found:
     """Whether Landlock holds, and what of it this kernel lacks."""
     name, version = "landlock", kernel.landlock_version()
     if version == 0:
-        return Found(name, False, bubblewrap.NO_LANDLOCK)
+        return Found(name, False, landlock.MISSING)
 
     def restrict() -> None:
         landlock.restrict([], [])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mentis_pool import walls
 from mentis_pool.pool_stream import Standing
-from mentis_pool.runtime import bubblewrap, kernel
+from mentis_pool.runtime import bubblewrap, kernel, landlock
 
 if TYPE_CHECKING:
     from mentis_pool.runtime.grounds import Plan
@@ -149,7 +149,7 @@ class Zygote:
             shown = its.in_rooms
         elif self._level == "landlock":
             if kernel.landlock_version() == 0:
-                raise bubblewrap.NoWall(bubblewrap.NO_LANDLOCK)
+                raise bubblewrap.NoWall(landlock.MISSING)
             shown = bubblewrap.readable(wanted, self._asked.home, network)
         plan: Plan = {"level": self._level, "network": network, "shown": shown}
         self._errors = tempfile.TemporaryFile()

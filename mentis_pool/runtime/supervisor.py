@@ -188,7 +188,10 @@ class Channel(Generic[M]):
 
     def read_on(self, wanted: Callable[[], bool]) -> None:
         """Take what is there already, as long as it is wanted; not what is written meanwhile."""
-        left = posix.unread(self._sock)
+        try:
+            left = posix.unread(self._sock)
+        except (OSError, ValueError):  # it is closed
+            return
         while left > 0 and wanted():
             took = self.read()
             if not took:

@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import termios
 import threading
 import time
 from collections import deque
@@ -233,16 +232,10 @@ class Worker:
         """Whether something that was written may still have to be read by the supervisor."""
         if not posix.KEEPS_PACKETS:
             return True
-        count = bytearray(4)
-        for fd in self._out:
-            try:
-                # FIONREAD of pipe(7)
-                fcntl.ioctl(fd, termios.FIONREAD, count)
-            except OSError:  # the cell closed it
-                return True
-            if any(count):
-                return True
-        return False
+        try:
+            return any(map(posix.unread, self._out))
+        except OSError:  # the cell closed it
+            return True
 
     def _make_ready(self, command: wire.RunWork) -> None:
         """What a run may expect; of calls in a kept process no more than that it goes on."""
