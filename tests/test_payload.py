@@ -6,6 +6,7 @@ import datetime
 import enum
 import functools
 import importlib.util
+import keyword
 import operator
 import pickle
 import subprocess
@@ -39,7 +40,9 @@ def rebuilt(value):
     return pickle.loads(pickle_variables({"x": value})["x"])
 
 
-names = st.from_regex(r"[a-z_]\w*", fullmatch=True).filter(str.isidentifier)
+names = st.from_regex(r"[a-z_]\w*", fullmatch=True).filter(
+    lambda name: name.isidentifier() and not keyword.iskeyword(name)
+)
 
 
 @given(st.dictionaries(names, plain))
