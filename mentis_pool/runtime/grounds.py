@@ -39,9 +39,6 @@ class Plan(TypedDict):
 class Ground:
     """Level "process": directories of one's own, and a process group."""
 
-    ends_all = False
-    """Whether `empty` ends all processes of the sandbox as well."""
-
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._directory = ""
@@ -62,8 +59,12 @@ class Ground:
         self._directory = directory
         os.environ.update(isolation.sandbox_environment(directory))
 
+    def end_all(self) -> bool:
+        """As an init: kill all other processes of the sandbox at once; whether that can be done here."""
+        return False
+
     def empty(self) -> None:
-        """As an init: leave no file in the sandbox."""
+        """As an init, when all that could write is gone: leave no file in the sandbox."""
         isolation.empty(self._directory)
 
     def give_up(self) -> None:
@@ -94,10 +95,10 @@ class _Locked(Ground):
 class _Walled(Ground):
     """Level "bubblewrap"; this process is behind the wall already."""
 
-    ends_all = True
-
     def enter(self) -> None:
         self._own = namespaces.enter()
+        if not posix.lists_children():
+            raise OSError("this kernel lists no process's children (CONFIG_PROC_CHILDREN)")
         self._program = seccomp.program(platform.machine())
         plan = self._plan
         self._rooms = namespaces.Rooms(wall.ROOMS, plan["shown"], _SIZE, _FILES, plan["network"])
@@ -119,6 +120,10 @@ class _Walled(Ground):
         if limits.processes is not None:
             # The supervisor's watch is more exact, and later.
             namespaces.limit_processes(limits.processes)
+
+    def end_all(self) -> bool:
+        self._rooms.end_all()
+        return True
 
     def empty(self) -> None:
         self._rooms.renew()
@@ -144,6 +149,7 @@ def _try(ground: Ground) -> None:
         code = 1
         try:
             ground.settle("", Limits())
+            ground.end_all()
             ground.empty()
             ground.give_up()
             code = 0

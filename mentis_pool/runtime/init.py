@@ -83,6 +83,16 @@ class Init:
             self._retire(command)
 
     def _fork(self, initializer: bool) -> None:
+        self._tell_of(*self._forked(initializer))
+
+    def _tell_of(self, pid: int, fds: list[int]) -> None:
+        """That a worker is there, for whom these descriptors are; they are closed here."""
+        posix.send(self._sock, wire.pack(wire.Forked(pid)), fds)
+        for fd in fds:
+            os.close(fd)
+
+    def _forked(self, initializer: bool) -> tuple[int, list[int]]:
+        """Fork a worker: its pid, 0 where none could be had, and the descriptors to tell of."""
         ours, theirs = socket.socketpair()
         filled, taken = posix.packets()
         written = worker.moved_away(_unnamed_file()) if initializer else None
@@ -99,8 +109,7 @@ class Init:
                 each.close()
             if written is not None:
                 os.close(written)
-            self._sock.sendall(wire.pack(wire.Forked(0)))
-            return
+            return 0, []
         if pid == 0:
             try:
                 signal.set_wakeup_fd(-1)
@@ -116,12 +125,8 @@ class Init:
                 os._exit(0)
         theirs.close()
         self._workers.append(pid)
-        with ours, filled, taken:
-            sent = [each.fileno() for each in (ours, filled, taken)]
-            sent += [] if written is None else [written]
-            posix.send(self._sock, wire.pack(wire.Forked(pid)), sent)
-        if written is not None:
-            os.close(written)
+        fds = [each.detach() for each in (ours, filled, taken)]
+        return pid, fds if written is None else [*fds, written]
 
     def _execute(self, command: wire.Execute) -> None:
         readers: list[int] = []
@@ -168,18 +173,29 @@ class Init:
                 self._sock.sendall(wire.pack(died))
 
     def _retire(self, retire: wire.Retire) -> None:
-        if self._ground.ends_all and not retire.files_stay:
-            self._ground.empty()
-            self._workers.clear()
+        forked = None
+        if not retire.files_stay and self._ground.end_all():
             for pid in self._commands:
                 self._sock.sendall(wire.pack(wire.Died(pid, signal.SIGKILL, 0.0, 0)))
+            self._workers.clear()
             self._commands.clear()
+            # It need not wait until they are gone: that takes as long as the fork.
+            if retire.fork is not None:
+                forked = self._forked(retire.fork.initializer)
+            while left := set(posix.children()).difference(self._workers):
+                for pid in left:
+                    os.waitpid(pid, 0)
+            self._ground.empty()
         else:
             others = [other for other in self._workers if other != retire.pid]
             self._kill_all_but([*others, *self._commands])
             if not retire.files_stay:
                 self._ground.empty()
+            if retire.fork is not None:
+                forked = self._forked(retire.fork.initializer)
         self._sock.sendall(wire.pack(wire.Retired(retire.pid)))
+        if forked is not None:
+            self._tell_of(*forked)
 
     def _kill_all_but(self, kept: list[int] | tuple[()]) -> None:
         """Kill every process of the sandbox except these children, and wait until they are gone."""

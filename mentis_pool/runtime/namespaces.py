@@ -6,7 +6,8 @@ CAP_SYS_ADMIN over what it sees, and no other capability but CAP_NET_ADMIN::
     enter()           the zygote goes into a pid namespace that it has made itself
     fork()            each init is pid 1 of another one,
     Rooms.settle()    and gives itself mounts, ipc and a network;
-    Rooms.renew()     between cells it makes anew those that keep something
+    Rooms.end_all()   between cells it ends what runs there,
+    Rooms.renew()     and makes anew those of them that keep something
     Rooms.give_up()   a worker drops what its init still needs, and cannot come back
 
 unshare(2) makes a pid namespace but once for a process; what lets the zygote make the
@@ -111,16 +112,19 @@ class Rooms:
         kernel.mount("devpts", "/dev/pts", "devpts", kernel.NO_SUID | kernel.NO_EXEC, options)
         self._mount()
 
-    def renew(self) -> None:
-        """End everything else in the sandbox, and have its directories empty and its ipc new."""
+    def end_all(self) -> None:
+        """End everything else in the sandbox; none of it runs any more. Ipc is new from now on.
+
+        All are killed in one call, beside which none can fork. They may take a while to be gone.
+        """
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-1, 0)
+        kernel.unshare(kernel.NEW_IPC)
+
+    def renew(self) -> None:
+        """Once what had them is gone: have the directories empty."""
         for path in (*self._paths, self._paths[0]):
             kernel.unmount(path)
-        kernel.unshare(kernel.NEW_IPC)
         self._mount()
 
     def _mount(self) -> None:

@@ -113,13 +113,21 @@ def adopt_orphans() -> None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def lists_children() -> bool:
+    """Whether `children` knows any: with procfs, and a kernel with CONFIG_PROC_CHILDREN."""
+    return os.path.exists(_children_file())
+
+
+def _children_file() -> str:
+    return f"/proc/self/task/{os.getpid()}/children"
+
+
 def children() -> list[int]:
     """The pids of this single-threaded process's children, zombies included (Linux)."""
     try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+        with open(_children_file(), "rb") as file:
             return [int(pid) for pid in file.read().split()]
     except OSError:
-        # No procfs (macOS), or a kernel without CONFIG_PROC_CHILDREN.
         return []
 
 

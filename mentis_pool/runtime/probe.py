@@ -27,6 +27,7 @@ own = namespaces.enter()
 rooms = namespaces.Rooms(("/work", "/tmp", "/dev/shm"), [], 1 << 20, 100, "none")
 if (pid := namespaces.fork(own)) == 0:
     rooms.settle()
+    rooms.end_all()
     rooms.renew()
     rooms.give_up(seccomp.program(platform.machine()))
     os._exit(0)

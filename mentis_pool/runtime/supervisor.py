@@ -615,10 +615,17 @@ class Sandbox:
             self._next()
 
     def _fork(self) -> None:
-        if not self._forking:
-            self._forking = True
-            self._init.send(wire.Fork(self._initializer is not None))
-            self._fork_timer.set(FORK_PATIENCE, self._give_up_fork)
+        order = self._order_fork()
+        if order is not None:
+            self._init.send(order)
+
+    def _order_fork(self) -> wire.Fork | None:
+        """What the init is to be told now, for there to be another worker; None: it was told."""
+        if self._forking:
+            return None
+        self._forking = True
+        self._fork_timer.set(FORK_PATIENCE, self._give_up_fork)
+        return wire.Fork(self._initializer is not None)
 
     def _give_up_fork(self) -> None:
         self._supervisor.kill_init(self._directory)
@@ -1131,9 +1138,8 @@ class Sandbox:
         over = worker.said and worker.said.exceeded
         # Files that are too many would end the next cell as well.
         files_stay = self._state == "session" and not (over and over.which == "disk")
-        self._init.send(wire.Retire(worker.pid, files_stay))
-        if self._spare is None:
-            self._fork()
+        fork = self._order_fork() if self._spare is None else None
+        self._init.send(wire.Retire(worker.pid, files_stay, fork))
         self._timer.set(PATIENCE, self._give_up)
 
     # ── limits ──────────────────────────────────────────────────────────────

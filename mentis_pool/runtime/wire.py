@@ -63,11 +63,13 @@ class Fork(_Message, tag=10, frozen=True):
 class Retire(_Message, tag=11, frozen=True):
     """Kill this worker and everything else but the youngest worker and the commands.
 
-    The directories are emptied, unless the files are to stay.
+    The directories are emptied, unless the files are to stay; and the next worker may be
+    forked meanwhile.
     """
 
     pid: int
     files_stay: bool
+    fork: Fork | None = None
 
 
 class Signal(_Message, tag=12, frozen=True):
@@ -108,7 +110,7 @@ class Died(_Message, tag=21, frozen=True):
 
 
 class Retired(_Message, tag=22, frozen=True):
-    """Nothing is left of this worker."""
+    """Nothing is left of this worker; the next one is told of after that."""
 
     pid: int
 

@@ -6,6 +6,7 @@ Its argument is JSON: what the rooms are made of, and the steps to go, each of w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -36,6 +37,12 @@ def be_worker(rooms, sock, said, code, walls):
     os.write(said, json.dumps(result).encode())
 
 
+def await_all():
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+
+
 def be_init(rooms, sock, walls, limited):
     rooms.settle()
     answer(sock, namespaces.limit_processes(20) if limited else os.getpid())
@@ -53,6 +60,8 @@ def be_init(rooms, sock, walls, limited):
             os.close(reader)
             os.close(writer)
         else:
+            rooms.end_all()
+            await_all()
             rooms.renew()
             answer(sock, None)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import socket
 import sys
 
 import pytest
 
 from mentis_pool import SandboxExecutor
+from mentis_pool.limits import Limits
+from mentis_pool.runtime import grounds, init, posix, wire
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,82 @@ def test_a_worker_is_killed_when_its_init_ends(single):
         "number.value"
     )
     assert single.submit(cell).result().value == 9
+
+
+class EndsAll(grounds.Ground):
+    """One that kills in one call, and says who is left when it is time to empty."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def settle(self, directory, limits): ...
+
+    def end_all(self):
+        for pid in posix.children():
+            os.killpg(pid, signal.SIGKILL)
+        return True
+
+    def empty(self):
+        os.write(self.said, json.dumps(posix.children()).encode())
+
+
+class Waits:
+    """A worker that leaves a child, and waits."""
+
+    def settle(self, *its): ...
+
+    def run(self, sock, runs, written):
+        os.setsid()
+        if os.fork() == 0:
+            signal.pause()
+        sock.send(b"!")
+        signal.pause()
+
+
+@pytest.fixture
+def an_init(request):
+    """Our end of the socket of one, and what its ground says; whether that `EndsAll`."""
+    ours, theirs = socket.socketpair()
+    reader, said = os.pipe()
+    if (pid := os.fork()) == 0:
+        ours.close()
+        posix.adopt_orphans()
+        null = os.open(os.devnull, os.O_WRONLY)
+        init.Init(Waits(), EndsAll(said)).run(theirs, null, null, "", Limits())
+        os._exit(0)
+    theirs.close()
+    os.close(said)
+    with ours, open(reader, "rb", buffering=0) as hears:
+        yield ours, hears
+        ours.close()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def told(sock, most=8):
+    """What an init says next, and the descriptors that came along."""
+    data, fds, _ = posix.receive(sock, 65536, most)
+    return wire.Unpacker(wire.FromInit).feed(data), fds
+
+
+@pytest.mark.skipif(not posix.lists_children(), reason="there are no walls then")
+def test_the_next_worker_is_forked_beside_what_ends_and_told_of_when_all_that_is_gone(an_init):
+    sock, hears = an_init
+    sock.send(wire.pack(wire.Fork()))
+    (first,), (worker, *others) = told(sock)
+    # It has left an orphan by then, which is no child of the init yet.
+    assert os.read(worker, 1) == b"!"
+    sock.send(wire.pack(wire.Retire(first.pid, False, wire.Fork())))
+    heard = []
+    while len(heard) < 2:
+        messages, fds = told(sock)
+        heard += messages
+        others += fds
+    retired, second = heard
+    assert retired == wire.Retired(first.pid)
+    assert isinstance(second, wire.Forked)
+    assert json.loads(hears.read(1000)) == [second.pid]
+    for fd in (worker, *others):
+        os.close(fd)
 
 
 # ── /dev/shm ────────────────────────────────────────────────────────────────

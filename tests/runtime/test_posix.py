@@ -65,6 +65,13 @@ def test_who_has_lost_its_parent_already_ends_at_once():
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no procfs")
+def test_children_are_listed_where_the_kernel_lists_them():
+    with subprocess.Popen(["sleep", "100"]) as process:
+        assert (process.pid in posix.children()) == posix.lists_children()
+        process.kill()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="waitid(2)")
 def test_a_child_whose_end_was_awaited_can_still_be_waited_for():
     process = subprocess.Popen(["sleep", "100"])

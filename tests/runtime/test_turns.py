@@ -128,20 +128,23 @@ class Init:
             return
         for each in asked:
             if isinstance(each, wire.Fork):
-                ours, theirs = socket.socketpair()
-                filled, taken = posix.packets()
-                worker = Worker(
-                    next(self._pids), theirs, socket.socket(fileno=os.dup(taken.fileno()))
-                )
-                self.workers[worker.pid] = worker
-                with ours, filled, taken:
-                    self.say(wire.Forked(worker.pid), ours, filled, taken)
-                worker.say(wire.Idle())
+                self.fork()
             elif isinstance(each, wire.Signal):
                 self.signals.append(each)
             else:
                 self.end(self.workers[each.pid])
                 self.say(wire.Retired(each.pid))
+                if each.fork is not None:
+                    self.fork()
+
+    def fork(self):
+        ours, theirs = socket.socketpair()
+        filled, taken = posix.packets()
+        worker = Worker(next(self._pids), theirs, socket.socket(fileno=os.dup(taken.fileno())))
+        self.workers[worker.pid] = worker
+        with ours, filled, taken:
+            self.say(wire.Forked(worker.pid), ours, filled, taken)
+        worker.say(wire.Idle())
 
     def end(self, worker):
         worker.dead = True
