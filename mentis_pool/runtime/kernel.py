@@ -7,10 +7,13 @@ library may not have (and those of Landlock, which none has) go by their number.
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 import platform
 import stat
 import struct
+import sys
 
 NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
     *(0x20000, 0x8000000, 0x10000000),
@@ -18,9 +21,9 @@ NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
 )
 """Flags of unshare(2): the kinds of namespaces."""
 
-READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC, REMOUNT, BIND, RECURSIVE, PRIVATE = (
-    *(0x1, 0x2, 0x4, 0x8, 0x20, 0x1000, 0x4000),
-    0x40000,
+READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC, REMOUNT, NO_ACCESS_TIMES, BIND, RECURSIVE, PRIVATE = (
+    *(0x1, 0x2, 0x4, 0x8, 0x20, 0x400, 0x1000),
+    *(0x4000, 0x40000),
 )
 """Flags of mount(2)."""
 
@@ -29,8 +32,10 @@ _DETACH = 2
 _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVILEGES = 4, 22, 38
 _FILTER = 2
 
-_CAPSET = {"x86_64": 126, "aarch64": 91}
+_CAPSET = {"x86_64": 126, "aarch64": 91}.get(platform.machine(), -1)
 _CAPABILITY_VERSION_3 = 0x20080522
+_GET_FLAGS = 0x80086601
+"""FS_IOC_GETFLAGS of ioctl_iflags(2)."""
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION, _PATH_BENEATH = 1, 1
@@ -40,6 +45,11 @@ _CLONE_TREE, _EMPTY_PATH, _ALL_BELOW, _FROM_EMPTY_PATH, _HERE = 0x1, 0x1000, 0x8
 _MAPPED = 0x100000
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Made but once: a process that was just forked copies all that making them touches.
+_NONE = (
+    ctypes.byref((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)),
+    ctypes.byref((ctypes.c_uint32 * 6)()),
+)
 
 
 def unshare(flags: int) -> None:
@@ -97,11 +107,22 @@ def unmount(target: str) -> None:
     _check("umount2", _libc.umount2(os.fsencode(target), _DETACH), target)
 
 
+def inode_flags(path: str) -> int | None:
+    """What chattr(1) sets of a file or directory; None where its file system keeps no such flags."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _GET_FLAGS, bytes(8)), sys.byteorder)
+    except OSError as exc:
+        if exc.errno != errno.ENOTTY:
+            raise
+        return None
+    finally:
+        os.close(fd)
+
+
 def drop_capabilities() -> None:
     """Give up all capabilities, ambient ones too."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    none = (ctypes.c_uint32 * 6)()
-    _syscall("capset", _CAPSET[platform.machine()], ctypes.byref(header), ctypes.byref(none))
+    _syscall("capset", _CAPSET, *_NONE)
 
 
 def gain_no_privileges() -> None:

@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from mentis_pool.runtime import kernel
 
 _SAFE = kernel.NO_SUID | kernel.NO_DEVICES
+_OWN = _SAFE | kernel.NO_ACCESS_TIMES
 _SET_FLAGS, _UP = 0x8914, 0x1  # netdevice(7)
 _RESERVED_PIDS = 300
 
@@ -122,14 +123,17 @@ class Rooms:
         kernel.unshare(kernel.NEW_IPC)
 
     def renew(self) -> None:
-        """Once what had them is gone: have the directories empty."""
+        """Once what had them is gone: have the directories empty, and as they were made."""
+        with contextlib.suppress(OSError):  # such as one that may not even be read any more
+            if not self._shown and self._state() == self._made:
+                return
         for path in (*self._paths, self._paths[0]):
             kernel.unmount(path)
         self._mount()
 
     def _mount(self) -> None:
         base = self._paths[0]
-        kernel.mount("tmpfs", base, "tmpfs", _SAFE, self._options)
+        kernel.mount("tmpfs", base, "tmpfs", _OWN, self._options)
         for number in reversed(range(len(self._paths))):
             inside = f"{base}/{number}"
             os.mkdir(inside, 0o700)
@@ -137,6 +141,20 @@ class Rooms:
             kernel.mount(inside, self._paths[number], None, kernel.BIND)
         for path, fd in self._opened.items():
             kernel.mount_at(fd, path)
+        self._made = self._state()
+
+    def _state(self) -> list[object]:
+        """All that there is to be changed of the directories while they are empty.
+
+        Times alone do not tell: the kernel's clock for them stands still for milliseconds.
+        """
+        space = os.statvfs(self._paths[0])
+        state: list[object] = [space.f_bfree, space.f_ffree]
+        for path in self._paths:
+            its = os.stat(path)
+            state += [its.st_mode, its.st_nlink, its.st_size, its.st_mtime_ns, its.st_ctime_ns]
+            state += [its.st_atime_ns, os.listxattr(path), kernel.inode_flags(path)]
+        return state
 
     def give_up(self, program: bytes) -> None:
         """As a worker, before any cell: keep no capability, and be judged by this program (seccomp)."""

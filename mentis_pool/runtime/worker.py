@@ -62,7 +62,8 @@ class Worker:
     """
 
     def __init__(self) -> None:
-        self._limits = Limits.none()
+        self._limits: list[tuple[int, int]] = []
+        """Of the kernel's: which, and how much."""
         self._work = ""
         self._out: tuple[int, ...] = ()
         """Where what is written to 1 and 2 goes."""
@@ -121,7 +122,19 @@ class Worker:
 
     def settle(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
         """In an init: be of this sandbox."""
-        self._limits = limits
+        memory = limits.memory
+        if memory is not None:
+            # What it has already is the zygote's.
+            memory += HEADROOM + _data_size()
+        self._limits = [
+            (kind, most)
+            for kind, most in (
+                (resource.RLIMIT_DATA, memory),
+                (resource.RLIMIT_NOFILE, limits.open_files),
+                (resource.RLIMIT_FSIZE, limits.file_size),
+            )
+            if most is not None
+        ]
         self._work = work
         # Out of the way of descriptors that cells expect to be free or to be theirs.
         self._out = tuple(moved_away(fd) for fd in (stdout, stderr))
@@ -155,19 +168,10 @@ class Worker:
         leaves out what is mapped and never can be written), its descriptors and the size
         of its files; the rest is for the supervisor to watch.
         """
-        memory = self._limits.memory
-        if memory is not None:
-            # What it has already is the zygote's.
-            memory += HEADROOM + _data_size()
-        for kind, most in (
-            (resource.RLIMIT_DATA, memory),
-            (resource.RLIMIT_NOFILE, self._limits.open_files),
-            (resource.RLIMIT_FSIZE, self._limits.file_size),
-        ):
-            if most is not None:
-                hard = resource.getrlimit(kind)[1]
-                most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-                resource.setrlimit(kind, (most, most))
+        for kind, most in self._limits:
+            hard = resource.getrlimit(kind)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (most, most))
 
     def _next(self) -> wire.ToWorker | None:
         """What comes next; None where nothing more will."""

@@ -330,9 +330,57 @@ def test_once_the_slot_is_renewed_nothing_of_it_is_left(behind):
     assert behind(*steps, *steps[1:])[3::3] == [NOTHING, NOTHING]
 
 
+MOUNTS = """
+result = [line.split()[0] for line in open("/proc/self/mountinfo") if line.split()[4] in
+          ("/work", "/tmp", "/dev/shm")]
+"""
+ROOMS = """
+import os, sys
+from mentis_pool.runtime import kernel
+result = []
+for path in ("/work", "/tmp", "/dev/shm"):
+    its = os.stat(path)
+    result.append([oct(its.st_mode), its.st_nlink, its.st_size, os.listdir(path)])
+    result[-1] += [os.listxattr(path), kernel.inode_flags(path), its.st_mtime > 1e9]
+"""
+CHANGES = (
+    "open('/tmp/x', 'w').close()",
+    "os.mkdir('/work/x')",
+    "os.symlink('x', '/dev/shm/x')",
+    "os.chmod('/work', 0o755)",
+    "os.chmod('/tmp', 0)",
+    "os.utime('/dev/shm', (1, 1))",
+    "tried(os.setxattr, '/work', 'user.x', b'1')",
+    # FS_IOC_SETFLAGS: no dump
+    "fd = os.open('/tmp', os.O_RDONLY); tried(fcntl.ioctl, fd, 0x40086602, bytes([64, *[0] * 7]))",
+)
+
+
+def test_whatever_a_cell_changes_of_its_rooms_is_as_new_for_the_next(behind):
+    steps = [slot("a"), cell("a", ROOMS)]
+    for change in CHANGES:
+        steps += [cell("a", f"import fcntl\n{TRY}\n{change}\nresult = None"), renew("a")]
+        steps.append(cell("a", ROOMS))
+    _, first, *found = behind(*steps)
+    assert [*found[::3], *found[1::3]] == [None] * 2 * len(CHANGES)
+    assert found[2::3] == [first] * len(CHANGES)
+
+
+@pytest.mark.skipif(
+    any(path.startswith(("/work/", "/tmp/", "/dev/shm/")) for path in (BEHIND, sys.prefix)),
+    reason="what is shown below the rooms is mounted anew each time",
+)
+def test_rooms_that_nobody_changed_stay(behind):
+    looks = "import os\nresult = os.listdir('/work'), os.listdir('/tmp')"
+    steps = [cell("a", looks), renew("a"), cell("a", MOUNTS)]
+    _, first, _, _, second, _, _, third = behind(slot("a"), cell("a", MOUNTS), *steps, *steps)
+    assert first == second == third != []
+
+
 def test_renewing_a_slot_piles_up_no_mounts(behind):
     mounts = cell("a", "result = len(open('/proc/self/mountinfo').readlines())")
-    results = behind(slot("a"), mounts, *[renew("a")] * 3, mounts)
+    change = cell("a", "open('/work/left', 'w').close()")
+    results = behind(slot("a"), mounts, *[change, renew("a")] * 3, mounts)
     assert results[1] == results[-1]
 
 
