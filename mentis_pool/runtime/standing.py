@@ -27,6 +27,8 @@ _ZYGOTE = (
     "import json, sys\n"
     "path, fd, log, plan, preload = map(json.loads, sys.argv[1:])\n"
     "sys.path[:] = path\n"
+    "from mentis_pool.runtime import forks\n"
+    "forks.load()\n"
     "from mentis_pool.runtime.zygote import main\n"
     "main(fd, log, plan, preload)\n"
 )

@@ -29,7 +29,7 @@ import msgspec
 from mentis_pool.limits import HEADROOM, Limits
 from mentis_pool.observations import Cut, Display, End, Error, Failure, File, Left, Part, Result
 from mentis_pool.pool_stream import Cells, Given, PickledCall, Put, Shell, Work
-from mentis_pool.runtime import calls, isolation, posix, wire
+from mentis_pool.runtime import calls, forks, isolation, posix, wire
 from mentis_pool.runtime.cells import (
     CellRun,
     CellShell,
@@ -151,7 +151,7 @@ class Worker:
         self._runs = runs
         self._written = written
         self.limit()
-        # Forked processes would all draw the same numbers; `random` sees to itself.
+        forks.catch_up()
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:
             numpy.random.seed()

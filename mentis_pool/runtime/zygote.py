@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from mentis_pool.runtime import grounds, posix, wire
+from mentis_pool.runtime import forks, grounds, posix, wire
 
 STANDS = b"\n"
 """Said when the ground holds."""
@@ -63,6 +63,7 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
     template.rehearse()
     its = init.Init(template, ground)
     ground.loaded()
+    forks.leave_out()
     # What lives now lives for ever: no collection in a child will touch (and so copy) its pages.
     gc.collect()
     gc.freeze()
