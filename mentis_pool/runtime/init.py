@@ -35,14 +35,15 @@ class Init:
         self._commands: list[int] = []
         self._heard = wire.Unpacker[wire.ToInit](wire.ToInit)  # type: ignore[arg-type]
 
-    def run(
-        self, sock: socket.socket, stdout: int, stderr: int, directory: str, limits: Limits
-    ) -> None:
-        """Be the init of a sandbox until the supervisor closes ``sock``; leave no process behind."""
+    def run(self, sock: socket.socket, pipes: list[int], directory: str, limits: Limits) -> None:
+        """Be the init of a sandbox until the supervisor closes ``sock``; leave no process behind.
+
+        ``pipes``: where its stdout and its stderr go; and where known, what is read there.
+        """
         os.setsid()
         self._sock = sock
         self._ground.settle(directory, limits)
-        self._template.settle(stdout, stderr, os.environ["PWD"], limits)
+        self._template.settle(pipes, os.environ["PWD"], limits)
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._woken, False)

@@ -88,6 +88,16 @@ class Listener(socket.socket):
         return sock, address
 
 
+def reopen(reader: int) -> int:
+    """Another descriptor to read a pipe by, which never waits, whatever becomes of the first (Linux).
+
+    Raises:
+        OSError: there is no procfs.
+    """
+    # One that dup(2) gives shares the flags of the first: who has it could make that one wait.
+    return os.open(f"/proc/self/fd/{reader}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 def unread(source: socket.socket | int) -> int:
     """How many bytes there are to be read now in a socket or a pipe (FIONREAD).
 

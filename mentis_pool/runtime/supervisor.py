@@ -55,7 +55,7 @@ from mentis_pool.observations import (
     StreamName,
     Wanted,
 )
-from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Put, Run, Standing, Work
+from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Put, Run, Shell, Standing, Work
 from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import isolation, posix, wire
 from mentis_pool.runtime.action import Action, death
@@ -204,9 +204,10 @@ class Channel(Generic[M]):
         self._write()
 
     def send_byte(self) -> None:
-        """Send one byte, for who waits for that alone."""
-        self._unsent += b"\0"
-        self._write()
+        """Send one byte, for who waits for that alone; not many for who does not."""
+        if not self._unsent:
+            self._unsent += b"\0"
+            self._write()
 
     def _write(self) -> None:
         if self._sock.fileno() == -1:
@@ -539,6 +540,7 @@ class Sandbox:
             ours.callback(sock.close)
             theirs.callback(far.close)
             fds = [far.fileno()]
+            ends = []
             for name in ("stdout", "stderr"):
                 reader, writer = os.pipe()
                 ours.callback(os.close, reader)
@@ -551,6 +553,10 @@ class Sandbox:
                 except OSError:
                     pass
                 self._pipes[name] = reader
+                with contextlib.suppress(OSError):
+                    ends.append(posix.reopen(reader))
+                    theirs.callback(os.close, ends[-1])
+            fds += ends if len(ends) == len(self._pipes) else []
             self._supervisor.fork_init(self._directory, self._limits, fds)
             ours.pop_all()
         self._watch_all()
@@ -692,8 +698,6 @@ class Sandbox:
         if failure is None:
             worker.ready = True
             worker.take_written()
-            if message.unread and isinstance(self._initializer, PickledCall):
-                worker.channel.send_byte()
             self._next()
             return
         reason = f"the initializer failed: {failure.name}: {failure.value}"
@@ -846,11 +850,9 @@ class Sandbox:
         while (
             self._queue
             and self._prompt
-            # A script's process runs nothing else.
-            and isinstance(self._action.run.work, PickledCall)
+            and _may_be_followed(self._action.run)
             and not self._action.awaits_files
-            and self._queue[0].given is None
-            and isinstance(self._queue[0].work, PickledCall)
+            and _may_be_followed(self._queue[0])
             and worker.runs.send_ahead(self._work(self._queue[0]))
         ):
             self._ahead.append(self._queue.popleft())
@@ -924,6 +926,11 @@ class Sandbox:
         if isinstance(message, wire.Idle):
             self._is_idle(worker)
             return
+        if isinstance(message, wire.Drain):
+            if worker is self._worker and self._action is not None:
+                self._drain(self._action)
+            worker.channel.send_byte()
+            return
         if not worker.ready:
             self._initialized(worker, message)
             return
@@ -931,7 +938,6 @@ class Sandbox:
         if worker is not self._worker or action is None or worker.broken:
             return
         if isinstance(message, (Display, Cut)):
-            self._drain(action)
             self._say(action, action.shown(message))
         elif isinstance(message, Part):
             if not isinstance(action.run.work, PickledCall):
@@ -1035,7 +1041,7 @@ class Sandbox:
         while self._action is not None and self._worker is worker:
             cpu_seconds = max(0.0, message.cpu_seconds - worker.cpu_seconds)
             used = End(0.0, cpu_seconds, message.peak_memory)
-            self._finish(wire.Done(self._action.number, said, used, True))
+            self._finish(wire.Done(self._action.number, said, used))
         if self._worker is not worker or self._closed:
             return
         how = said.message
@@ -1063,8 +1069,11 @@ class Sandbox:
         assert action is not None
         self._start_deaths = 0
         self._timer.cancel()
-        if done.unread:
-            self._drain(action)
+        for name, data in zip(self._pipes, done.wrote, strict=True):
+            if data is None:
+                self._drain_one(name, action)
+            elif data:
+                self._say(action, action.output(name, data))
         self._action = None
         worker.cpu_seconds += done.used.cpu_seconds
         worker.channel.resume()
@@ -1089,8 +1098,6 @@ class Sandbox:
             self._retire(worker)
         else:
             worker.signalled = False
-            if done.unread and isinstance(action.run.work, PickledCall):
-                worker.channel.send_byte()
         self._drained = not renewed
         # Only now: whoever hears of the end may give the next run.
         self._end(action, said, done.used, worker)
@@ -1105,8 +1112,8 @@ class Sandbox:
             and not self._recalling
             and self._state == "reuse"
             and self._most_tasks is None
-            and isinstance(action.run.work, PickledCall)
-            and not done.unread
+            and _may_be_followed(action.run)
+            and None not in done.wrote
             and self._brief
         )
 
@@ -1265,10 +1272,13 @@ class Sandbox:
     def _drain(self, action: Action | None) -> None:
         """Take all that was written so far; of one who never stops, four pipes full."""
         for name in self._pipes:
-            for _ in range(4):
-                # A pipe that gives less is empty.
-                if self._read(name, action) < _CHUNK:
-                    break
+            self._drain_one(name, action)
+
+    def _drain_one(self, name: StreamName, action: Action | None) -> None:
+        for _ in range(4):
+            # A pipe that gives less is empty.
+            if self._read(name, action) < _CHUNK:
+                break
 
 
 class Supervisor:
@@ -1363,6 +1373,12 @@ class Supervisor:
         for sandbox in list(self._sandboxes):
             sandbox.close("the runtime ends")
         self._zygote.close()
+
+
+def _may_be_followed(run: Run) -> bool:
+    """Whether its worker could take it, and run others, without a word from here between them."""
+    script = isinstance(run.work, Cells) and run.work.argv is not None
+    return run.given is None and not script and not isinstance(run.work, Shell)
 
 
 def _was_killed(status: int) -> bool:

@@ -161,15 +161,19 @@ class Idle(_Message, tag=31, frozen=True):
 class Done(_Message, tag=32, frozen=True):
     """The run of this number is over: how, and what it used.
 
-    ``unread``: something that was written is still in the pipes. After a call, behind which
-    another may have been sent, the worker begins nothing else then before a byte comes by its
-    socket: what they write must not be mixed up.
+    ``wrote``: what of its stdout and its stderr was in the pipes at its end. The worker takes it
+    out, so that what another run writes, which may have been sent behind this one, is not mixed up
+    with it. None where it could not: then it is still there.
     """
 
     number: int
     said: Result | Error
     used: End
-    unread: bool = False
+    wrote: tuple[bytes | None, bytes | None] = (None, None)
+
+
+class Drain(_Message, tag=33, frozen=True):
+    """What is in the pipes comes before what is said next, which waits for a byte by this socket."""
 
 
 ToZygote = NewSandbox | EndSandbox
@@ -177,7 +181,7 @@ FromZygote = Ready | Failed
 ToInit = Fork | Retire | Signal | Execute
 FromInit = Forked | Died | Retired | Executed | Signalled
 ToWorker = RunWork | Put | NoFiles
-FromWorker = Display | Cut | Part | File | Left | Done | Idle
+FromWorker = Display | Cut | Drain | Part | File | Left | Done | Idle
 
 M = TypeVar("M")
 

@@ -67,6 +67,8 @@ class Worker:
         self._work = ""
         self._out: tuple[int, ...] = ()
         """Where what is written to 1 and 2 goes."""
+        self._ends: tuple[int, ...] = ()
+        """Where it comes out."""
         self._written: int | None = None
         """The file for what the initializer writes."""
         self._pid = 0
@@ -120,7 +122,7 @@ class Worker:
         forget_sources()
         self._renew()
 
-    def settle(self, stdout: int, stderr: int, work: str, limits: Limits) -> None:
+    def settle(self, pipes: list[int], work: str, limits: Limits) -> None:
         """In an init: be of this sandbox."""
         memory = limits.memory
         if memory is not None:
@@ -137,7 +139,8 @@ class Worker:
         ]
         self._work = work
         # Out of the way of descriptors that cells expect to be free or to be theirs.
-        self._out = tuple(moved_away(fd) for fd in (stdout, stderr))
+        moved = tuple(map(moved_away, pipes))
+        self._out, self._ends = moved[:2], moved[2:]
         tempfile.tempdir = None
         self._connect()
         # Those of the zygote were made on what may be no pipe, and would seek in it.
@@ -224,21 +227,28 @@ class Worker:
         own = resource.getrusage(resource.RUSAGE_SELF)
         self._peak = own.ru_maxrss
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
-        unread = self._unread()
-        self._say(wire.Done(command.number, said, used, unread))
+        wrote = (self._take_output(0), self._take_output(1))
+        self._say(wire.Done(command.number, said, used, wrote))
         self._idle = True
         if self._missed:
             self._be_idle()
-        if unread and isinstance(command.work, PickledCall) and not self._sock.recv(1):
-            os._exit(0)
 
-    def _unread(self) -> bool:
-        """Whether something that was written may still have to be read by the supervisor."""
-        if not posix.KEEPS_PACKETS:
-            return True
+    def _take_output(self, which: int) -> bytes | None:
+        """What was written, and is in the pipe still; None where only the supervisor can take it."""
         try:
-            return any(map(posix.unread, self._out))
-        except OSError:  # the cell closed it
+            end = self._ends[which]
+            count = posix.unread(end)
+            return os.read(end, count) if count else b""
+        except BlockingIOError:  # it was faster
+            return b""
+        except (IndexError, OSError):  # there is none, or a cell closed it
+            return None
+
+    def _has_output(self) -> bool:
+        """Whether something that was written may be in the pipes still."""
+        try:
+            return not self._ends or any(map(posix.unread, self._ends))
+        except OSError:
             return True
 
     def _make_ready(self, command: wire.RunWork) -> None:
@@ -433,6 +443,9 @@ class Worker:
             return
         running, self._running = self._running, False
         try:
+            if self._has_output():
+                self._say(wire.Drain())
+                self._sock.recv(1)
             self._say(shown)
         finally:
             self._running = running

@@ -22,6 +22,8 @@ from mentis_pool.runtime import forks, grounds, posix, wire
 
 STANDS = b"\n"
 """Said when the ground holds."""
+_MOST_FDS = 5
+"""That come with a request for a sandbox."""
 _PATIENCE = 3.0
 """Seconds that the sandboxes have to end by themselves."""
 
@@ -117,7 +119,7 @@ class _Zygote:
                 os.read(self._woken, 4096)
                 self._reap()
             if self._sock.fileno() in ready:
-                data, fds, _, _ = socket.recv_fds(self._sock, 65536, 3)
+                data, fds, _, _ = socket.recv_fds(self._sock, 65536, _MOST_FDS)
                 if not data:
                     break
                 # One request has one set of descriptors, and is read alone: the
@@ -143,12 +145,11 @@ class _Zygote:
                 self._sock.close()
                 os.close(self._woken)
                 os.close(self._wake)
-                sock, stdout, stderr = fds
+                sock, *pipes = fds
                 # Its kind is given: to be asked for it is three calls more.
                 self._be_init(
                     socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, sock),
-                    stdout,
-                    stderr,
+                    pipes,
                     request.directory,
                     request.limits,
                 )

@@ -1,6 +1,6 @@
-"""Calls that are sent to a worker while it runs others: each gets its own, and none waits for long.
+"""Runs that are sent to a worker while it runs others: each gets its own, and none waits for long.
 
-The first calls of each test are done at once, so that others are sent ahead of their turn.
+The first of each test are done at once, so that others are sent ahead of their turn.
 """
 
 from __future__ import annotations
@@ -85,6 +85,35 @@ def test_each_has_what_it_wrote_itself(two):
         assert future.result(60) == i
         assert future.stdout == ("" if how is None else f"{i}\n")
         assert future.stderr == (f"{i}\n" if how == 3 else "")
+
+
+CELLS = [
+    "print({0})",
+    "import os\nos.write(1, b'{0}\\n')",
+    "!echo {0}",
+    "import sys\nprint({0})\nprint({0}, file=sys.stderr)",
+    "print({0})\n1 / 0",
+    "from IPython.display import display\nprint({0})\ndisplay({0})\nprint({0})",
+]
+
+
+def test_each_cell_has_what_it_wrote_itself_and_in_its_order():
+    with SandboxExecutor(max_workers=2, state="reuse") as executor:
+        assert [result.value for result in executor.map(["1"] * SOME)] == [1] * SOME
+        ways = [how if i % 5 == 0 else None for i, how in zip(range(900), itertools.cycle(CELLS))]
+        cells = ["" if how is None else how.format(i) for i, how in enumerate(ways)]
+        futures = [executor.submit(f"{cell}\n{i}") for i, cell in enumerate(cells)]
+        for i, (future, how) in enumerate(zip(futures, ways, strict=True)):
+            failed = how is CELLS[4]
+            result = future.exception(60).result if failed else future.result(60)
+            # The shell's line break is a terminal's.
+            wrote = result.stdout.replace("\r", "")
+            assert wrote == ("" if how is None else f"{i}\n" * (1 + (how is CELLS[5])))
+            assert result.stderr == (f"{i}\n" if how is CELLS[3] else "")
+            assert failed or result.value == i
+            if how is CELLS[5]:
+                said = [type(each).__name__ for each in future.observations()]
+                assert said == ["Start", "Stream", "Display", "Stream", "Result", "End"]
 
 
 def test_one_that_was_cancelled_gives_nothing_and_no_other_is_missing(two, tmp_path):

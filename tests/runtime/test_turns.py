@@ -10,12 +10,10 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import os
 import random
 import signal
 import socket
-import termios
 
 import pytest
 
@@ -44,6 +42,7 @@ from mentis_pool.pool_stream import (
     PickledCall,
     Run,
     Said,
+    Shell,
     events,
 )
 from mentis_pool.pool_stream import Signal as Strike
@@ -66,10 +65,7 @@ class Worker:
     runs: socket.socket
     has: int | None = None
     """The run that it is at."""
-    call: bool = False
     part: bytes = b""
-    held_up: bool = False
-    """Whether it waits for its output to be read."""
     dead: bool = False
 
     def take(self):
@@ -84,7 +80,7 @@ class Worker:
         if len(self.part) - 4 < int.from_bytes(self.part[:4], "big"):
             return self.take()
         run, self.part = wire.unpack_run(self.part), b""
-        self.has, self.call = run.number, isinstance(run.work, PickledCall)
+        self.has = run.number
         return self.has
 
     def say(self, message):
@@ -94,11 +90,9 @@ class Worker:
         except BrokenPipeError:
             return False
 
-    def say_done(self, unread=False):
-        # Nothing is sent to it ahead that it could take after a cell.
-        self.held_up = unread and self.call
+    def say_done(self, wrote=(b"", b"")):
         told = Result(pickled=b"%d" % self.has)
-        heard = self.say(wire.Done(self.has, told, End(0.0), unread))
+        heard = self.say(wire.Done(self.has, told, End(0.0), wrote))
         self.has = None
         return heard
 
@@ -107,7 +101,7 @@ class Init:
     """An init that the test plays, with its workers."""
 
     def __init__(self, fds, pids):
-        sock, self.out, self.err = (os.dup(fd) for fd in fds)
+        sock, self.out, self.err, *self.ends = (os.dup(fd) for fd in fds)
         self.sock = socket.socket(fileno=sock)
         self.sock.setblocking(False)
         self._asked = wire.Unpacker(wire.ToInit)
@@ -145,6 +139,12 @@ class Init:
         with ours, filled, taken:
             self.say(wire.Forked(worker.pid), ours, filled, taken)
         worker.say(wire.Idle())
+
+    def take_output(self):
+        """As a worker does at the end of a run."""
+        return tuple(
+            os.read(end, count) if (count := posix.unread(end)) else b"" for end in self.ends
+        )
 
     def end(self, worker):
         worker.dead = True
@@ -259,8 +259,8 @@ class Stage:
             for worker in init.workers.values():
                 init.end(worker)
             init.sock.close()
-            os.close(init.out)
-            os.close(init.err)
+            for fd in (init.out, init.err, *init.ends):
+                os.close(fd)
 
 
 @pytest.fixture
@@ -342,10 +342,11 @@ def test_whatever_a_worker_says_of_its_initializer_nobody_waits_for_it_any_more(
 # ── what goes ahead ─────────────────────────────────────────────────────────
 
 
-def test_calls_go_ahead_of_their_turn_and_begin_when_the_one_before_has_ended(play):
+@pytest.mark.parametrize("work", [PickledCall(b"x"), Cells([b"1"])], ids=str)
+def test_runs_go_ahead_of_their_turn_and_begin_when_the_one_before_has_ended(play, work):
     async def script(stage):
         _, worker = await stage.first()
-        stage.run(1, 2, 3)
+        stage.run(1, 2, 3, work=work)
         await stage.go_on()
         assert [stage.begun(i) for i in (1, 2, 3)] == [True, False, False]
         for action in (1, 2, 3):
@@ -358,17 +359,24 @@ def test_calls_go_ahead_of_their_turn_and_begin_when_the_one_before_has_ended(pl
 
 
 @pytest.mark.parametrize(
-    "work", [Cells([b"1"]), Cells([b"1"], argv=[b"s.py"]), PickledCall(LONG)], ids=str
+    ("work", "given"),
+    [
+        (Cells([b"1"], argv=[b"s.py"]), None),
+        (Shell(b"true"), None),
+        (PickledCall(LONG), None),
+        (Cells([b"1"]), Given(fetch=["a"])),
+    ],
+    ids=str,
 )
-def test_nothing_goes_ahead_of_or_behind_what_is_no_small_call(play, work):
+def test_nothing_goes_ahead_of_or_behind_what_is_more_than_a_small_run(play, work, given):
     async def script(stage):
         _, worker = await stage.first()
-        stage.run(1, work=work)
+        stage.run(1, work=work, given=given)
         stage.run(2, 3)
         await stage.go_on()
         assert worker.take() == 1
         assert worker.take() is None
-        stage.run(4, work=work)
+        stage.run(4, work=work, given=given)
         worker.say_done()
         for action in (2, 3, 4):
             await stage.go_on()
@@ -740,22 +748,12 @@ class Walk:
                 self.wrote[worker.has] += 1
         elif what == "work" and worker.has is not None:
             action = worker.has
-            if worker.say_done(unread=self.has_output(init)):
+            if worker.say_done(init.take_output()):
                 self.gave.add(action)
         elif what == "work":
             self.take(worker)
 
-    def has_output(self, init):
-        count = bytearray(4)
-        fcntl.ioctl(init.out, termios.FIONREAD, count)
-        return any(count)
-
     def take(self, worker):
-        if worker.held_up:
-            try:
-                worker.held_up = not worker.sock.recv(1, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
         action = worker.take()
         if action is not None:
             assert action not in self.took, "it runs twice"
@@ -799,7 +797,7 @@ STEPS = [
     "hasten",
     "lose",
 ]
-WORKS = [PickledCall(b"x")] * 12 + [PickledCall(LONG), Cells([b"1"]), Cells([b"1"], argv=[b"s.py"])]
+WORKS = [PickledCall(b"x"), Cells([b"1"])] * 6 + [PickledCall(LONG), Cells([b"1"], argv=[b"s.py"])]
 
 
 @pytest.mark.parametrize("most", [1, 2])
@@ -854,8 +852,9 @@ class Lies(Walk):
         name = dice.choice(["a", "../a", "/etc/passwd", "", "b/c", "x" * 5000])
         message = dice.choice(
             [
-                wire.Done(number, said, used, dice.random() < 0.5),
+                wire.Done(number, said, used, dice.choice([(b"", b""), (b"x" * 9999, None)])),
                 wire.Done(number, said, used),
+                wire.Drain(),
                 wire.Idle(),
                 Part(b"x" * dice.choice([0, 9])),
                 File(name, b"x" * dice.choice([0, 9, 2000]), dice.random() < 0.5),
