@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -111,6 +112,17 @@ def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends (prctl(2), Linux)."""
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def be_killed_first() -> None:
+    """Where memory runs out, have this process and its children go before all others (proc(5), Linux)."""
+    with contextlib.suppress(OSError):
+        # Not open(), which has a hundred pages more to touch, and so to copy.
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        try:
+            os.write(fd, b"1000")
+        finally:
+            os.close(fd)
 
 
 def children() -> list[int]:

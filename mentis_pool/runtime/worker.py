@@ -138,6 +138,7 @@ class Worker:
         self._runs = runs
         self._written = written
         self.limit()
+        posix.be_killed_first()
         # Forked processes would all draw the same numbers; `random` sees to itself.
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:
