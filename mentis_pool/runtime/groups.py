@@ -335,16 +335,24 @@ class Group:
         made = self._made
         if made is None or self._closed:
             return False
-        if not kills(os.pread(made.events, 4096, 0).decode(), self._version):
-            return False
-        if self._version == 1:
-            [had] = _words(made.path, "memory.max_usage_in_bytes")
-            if int(had) < self._most - _NEAR:
-                return False  # it was for a group above
+        try:
+            if not self._has_killed(made):
+                return False
+        except OSError:
+            return False  # somebody else has removed it
         # What was left in the machine's memory (/dev/shm) is not on the account of what comes next.
         self._made = None
         self._groups.do(lambda: self._renew(made))
         return True
+
+    def _has_killed(self, made: _Made) -> bool:
+        if not kills(os.pread(made.events, 4096, 0).decode(), self._version):
+            return False
+        if self._version == 2:
+            return True
+        [had] = _words(made.path, "memory.max_usage_in_bytes")
+        # Else it was for a group above.
+        return int(had) >= self._most - _NEAR
 
     def close(self) -> None:
         """The sandbox ends."""

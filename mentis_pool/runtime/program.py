@@ -128,8 +128,9 @@ def run(
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS takes no infinity
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    held = groups.settle()
-    standing = msgspec.structs.replace(zygote.stand(), groups=held)
+    standing = zygote.stand()
+    # While it warms up.
+    standing = msgspec.structs.replace(standing, groups=groups.settle())
     why = ""
     code = 0
 

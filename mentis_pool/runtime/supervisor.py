@@ -1014,7 +1014,7 @@ class Sandbox:
             if command.pid == message.pid:
                 del self._commands[number]
                 self._usage.rest()
-                struck = self._struck() if _was_killed(message.status) else None
+                struck = self._struck()
                 command.over = command.over or (struck.message if struck else "")
                 command.end(message.status)
                 return
@@ -1187,7 +1187,7 @@ class Sandbox:
 
     def _death(self, status: int) -> Error:
         """Why a worker is gone."""
-        return (self._struck() if _was_killed(status) else None) or death(status)
+        return self._struck() or death(status)
 
     def _judged(self, action: Action, said: Result | Error) -> Result | Error:
         """How a run ended; where that tells of a limit, with its name, whatever the worker says."""

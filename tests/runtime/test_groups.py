@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import queue
 import secrets
 import signal
 import subprocess
@@ -14,8 +15,15 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import end, serve
 
-from mentis_pool import Limits, MentisPoolError, ResourceLimitExceeded, SandboxExecutor
+from mentis_pool import (
+    Limits,
+    MentisPoolError,
+    MentisSandbox,
+    ResourceLimitExceeded,
+    SandboxExecutor,
+)
 from mentis_pool.observations import Exceeded
 from mentis_pool.runtime import groups, meter, program, watch
 
@@ -504,6 +512,18 @@ def test_the_kernel_ends_what_holds_more(handed):
     one.close()
 
 
+def test_a_group_that_somebody_else_removes_is_done_without(handed):
+    with subprocess.Popen(["sleep", "60"]) as process:
+        one = handed.group("s-1", 100 * MIB)
+        one.hold(process.pid)
+        eventually(lambda: one._made is not None)
+        process.kill()
+        process.wait()
+        os.rmdir(one._made.path)
+        assert not one.struck()
+        one.close()
+
+
 def test_what_a_killed_runtime_left_is_swept(handed):
     name = f"{program.prefix()}killed"
     script = (
@@ -661,3 +681,41 @@ def test_a_cell_within_its_limits_may_fill_its_files_besides(bounded, runtime):
 def test_cells_go_before_what_forked_them_where_memory_runs_out(bounded):
     code = "open('/proc/self/oom_score_adj').read()"
     assert bounded.submit(code).result().value == "1000\n"
+
+
+def command(sandbox, observations, runtime, text):
+    """What is seen of a command that runs while nobody watches, from its first output to its kill."""
+    its = in_group(runtime)
+    action = sandbox.run_shell_command(text)
+    seen = [observations.get(timeout=20)]
+    while seen[-1].observation_type != "stream":
+        seen.append(observations.get(timeout=20))
+    os.kill(runtime, signal.SIGSTOP)
+    try:
+        eventually(lambda: killed(its))
+    finally:
+        os.kill(runtime, signal.SIGCONT)
+    while seen[-1].observation_type != "result":
+        seen.append(observations.get(timeout=20))
+    assert {each.action_id for each in seen} == {action}
+    return seen
+
+
+def test_a_command_that_the_kernel_ends_is_over_its_limit(handed):
+    with contextlib.ExitStack() as stack:
+        process, url, token = serve()
+        stack.callback(end, process)
+        observations = queue.Queue()
+        sandbox = stack.enter_context(
+            MentisSandbox.create(base_url=url, token=token, observation_queue=observations)
+        )
+        # tail(1) keeps a line whole, and this one has no end.
+        fill = "echo begun; sleep 0.2; tail /dev/zero; echo so"
+        seen = command(sandbox, observations, process.pid, fill)
+        assert "memory limit" in str(seen)
+        action = sandbox.run_shell_command("cat /proc/self/oom_score_adj")
+        said = []
+        while not said or said[-1].observation_type != "result":
+            said.append(observations.get(timeout=20))
+        assert "1000" in [getattr(each, "line", "") for each in said]
+        assert said[-1].action_id == action
