@@ -523,7 +523,7 @@ class SandboxExecutor(Executor):
             standing = self._engine.standing()
         if standing is None:
             raise RuntimeUnavailable("the runtime was lost; ask once more, and another is started")
-        return report(standing.level, standing.network, standing.landlock)
+        return report(standing.level, standing.network, standing.landlock, standing.groups)
 
     def stats(self, timeout: float = 5.0) -> dict[str, SandboxUsage]:
         """What each sandbox uses now, by its id; empty while there is none.

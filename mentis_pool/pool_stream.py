@@ -205,13 +205,15 @@ class Standing(_Message, frozen=True):
     """The level of isolation at which sandboxes are (see `mentis_pool.walls`), and their network.
 
     ``reasons``: why not at a stronger one, where that was asked for. ``landlock``: the version
-    of the kernel's.
+    of the kernel's. ``groups``: whether control groups hold the memory of each sandbox, and where
+    or why not; None where nobody says.
     """
 
     level: str = "process"
     network: str = "host"
     reasons: list[str] = []
     landlock: int = 0
+    groups: tuple[bool, str] | None = None
 
 
 class Welcome(_Message, tag=0, frozen=True):

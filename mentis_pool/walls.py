@@ -84,13 +84,16 @@ _NETWORK: tuple[_Said, _Said, _Said] = (
 )
 
 
-def report(level: str, network: str, landlock: int = 6) -> list[Wall]:
-    """Each wall at this level of isolation.
+def report(
+    level: str, network: str, landlock: int = 6, groups: tuple[bool, str] | None = None
+) -> list[Wall]:
+    """Each wall at this level of isolation, and what holds the memory of a sandbox.
 
     Args:
         level: one of `LEVELS`; or what nothing is known of.
         network: "none", or "host", which was asked for.
         landlock: the version of Landlock that the kernel has.
+        groups: whether control groups hold memory, and where or why not; None where nobody says.
     """
     if level not in LEVELS:
         return [Wall("all", False, "nothing is known of how this runtime isolates sandboxes")]
@@ -99,7 +102,16 @@ def report(level: str, network: str, landlock: int = 6) -> list[Wall]:
     if level == "landlock":
         walls = [_of_version(wall, landlock) for wall in walls]
     said = _NETWORK[at] if network == "none" else (False, "network='host' was asked for")
-    return [*walls, Wall("network", *said)]
+    walls.append(Wall("network", *said))
+    if groups is not None:
+        walls.append(_memory(*groups))
+    return walls
+
+
+def _memory(held: bool, detail: str) -> Wall:
+    """The line of control groups, of which there may be none at the strongest level, too."""
+    how = f"the kernel bounds the memory of each sandbox, below {detail}"
+    return Wall("cgroups", held, how if held else f"the runtime alone watches memory: {detail}")
 
 
 def _of_version(wall: Wall, version: int) -> Wall:

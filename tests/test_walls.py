@@ -45,6 +45,16 @@ def test_of_what_is_not_known_nothing_is_said_to_be_held():
     assert not wall.held
 
 
+def test_of_control_groups_is_said_whether_and_why_not_where_that_is_known():
+    names = {wall.name for wall in report("bubblewrap", "none")}
+    assert "cgroups" not in names
+    *_, wall = report("bubblewrap", "none", groups=(True, "/sys/fs/cgroup/me"))
+    assert (wall.name, wall.held) == ("cgroups", True)
+    assert "/sys/fs/cgroup/me" in wall.detail
+    *_, wall = report("bubblewrap", "none", groups=(False, "none is to be seen"))
+    assert str(wall) == ("cgroups: NOT held (the runtime alone watches memory: none is to be seen)")
+
+
 def test_a_wall_is_one_line():
     assert str(Wall("network", True, "how")) == "network: held (how)"
     assert str(Wall("network", False, "why")) == "network: NOT held (why)"

@@ -43,6 +43,7 @@ def main() -> None:
         except OSError as exc:
             _give_up(exc)
         os.chdir(directory)
+        after = stack.enter_context(contextlib.ExitStack())
         # First of all, so that it warms up on another core while this one imports the server.
         try:
             zygote = stack.enter_context(
@@ -57,11 +58,16 @@ def main() -> None:
         except standing.NoIsolation as exc:
             _give_up(exc)
         listener = stack.enter_context(_listen(directory, token, client))
+        from mentis_pool.runtime.groups import Groups
         from mentis_pool.runtime.server import server
+
+        # Removed when the zygote has ended, too.
+        groups = after.enter_context(Groups(os.path.basename(directory)))
 
         try:
             code = program.run(
                 zygote,
+                groups,
                 directory,
                 listener,
                 lambda supervisor: server(supervisor, token=token, loopback=token is not None),

@@ -257,6 +257,7 @@ def _be_command(
         os.setpgid(0, 0)
         posix.die_with_parent(parent)
         ground.give_up()
+        posix.be_killed_first()
         null = os.open(os.devnull, os.O_RDONLY)
         for fd, number in ((null, 0), (writers[0], 1), (writers[1], 2)):
             os.dup2(fd, number)

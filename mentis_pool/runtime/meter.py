@@ -146,6 +146,19 @@ class Meter:
         return (resident - shared) * _PAGE - (init.resident if init is not None else 0)
 
 
+def descendants(pid: int) -> list[int]:
+    """The pids of all that this process has started, and those in turn, as far as they are its own."""
+    found: list[int] = []
+    left = [pid]
+    while left:
+        process = _stat(left.pop())
+        if process is not None:
+            children = _children(process.pid, process.threads)
+            found += children
+            left += children
+    return found
+
+
 def _children(pid: int, threads: int) -> list[int]:
     try:
         tasks = [str(pid)] if threads == 1 else os.listdir(f"/proc/{pid}/task")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -130,6 +131,17 @@ def lists_children() -> bool:
 
 def _children_file() -> str:
     return f"/proc/self/task/{os.getpid()}/children"
+
+
+def be_killed_first() -> None:
+    """Where memory runs out, have this process and its children go before all others (proc(5), Linux)."""
+    with contextlib.suppress(OSError):
+        # Not open(), which has a hundred pages more to touch, and so to copy.
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        try:
+            os.write(fd, b"1000")
+        finally:
+            os.close(fd)
 
 
 def children() -> list[int]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mentis_pool.runtime import bubblewrap, kernel, landlock, seccomp
+from mentis_pool.runtime import bubblewrap, groups, kernel, landlock, program, seccomp
 
 _PATIENCE = 20.0
 """Seconds for a wall to stand and fall again."""
@@ -136,62 +136,9 @@ def locked_files() -> Found:
 
 
 def limited_groups() -> Found:
-    """Whether this process may make control groups that limit memory and processes."""
-    name = "cgroups"
-    try:
-        with open("/proc/self/cgroup") as groups, open("/proc/self/mountinfo") as mounts:
-            directories = own_groups(groups.read(), mounts.read())
-    except OSError as exc:
-        return Found(name, False, str(exc))
-    if len(directories) < 2:
-        return Found(name, False, "no group of memory and of processes is to be seen")
-    for limit, directory in directories.items():
-        try:
-            _try_group(directory, limit)
-        except OSError as exc:
-            return Found(name, False, str(exc))
-    return Found(name, True, " ".join(dict.fromkeys(directories.values())))
-
-
-def own_groups(groups: str, mounts: str) -> dict[str, str]:
-    """Where the control groups of a process are, by the file in them that is its limit.
-
-    Args:
-        groups: /proc/PID/cgroup.
-        mounts: /proc/PID/mountinfo.
-    """
-    limits = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
-    found: dict[str, str] = {}
-    for line in groups.splitlines():
-        _, names, path = line.split(":", 2)
-        for mount in mounts.splitlines():
-            before, _, after = mount.partition(" - ")
-            _, _, _, root, where, *_ = before.split(" ")
-            kind, _, options = after.split(" ")[:3]
-            inside = os.path.relpath(path, root)
-            if inside.startswith(".."):
-                continue
-            directory = os.path.normpath(os.path.join(where, inside))
-            if kind == "cgroup2" and not names:
-                # A machine with both has its controllers in the first version.
-                found = {"memory.max": directory, "pids.max": directory} | found
-            elif kind == "cgroup":
-                for controller in {*names.split(",")} & {*options.split(",")} & {*limits}:
-                    found[limits[controller]] = directory
-    if limits["memory"] in found:
-        found.pop("memory.max", None)
-    return found
-
-
-def _try_group(directory: str, limit: str) -> None:
-    group = os.path.join(directory, f"mentis-pool-{os.getpid()}")
-    os.mkdir(group)
-    try:
-        # Where the group above gives on its controllers, the limit is there.
-        with open(os.open(os.path.join(group, limit), os.O_WRONLY), "w") as file:
-            file.write(str(1 << 20))
-    finally:
-        os.rmdir(group)
+    """Whether a runtime that is started here may have control groups that bound memory."""
+    with groups.Groups(f"{program.prefix()}doctor-{os.getpid()}") as its:
+        return Found("cgroups", *its.settle())
 
 
 def _tried(name: str, attempt: Callable[[], None], how: str) -> Found:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import uvicorn
 
+    from mentis_pool.runtime.groups import Groups
     from mentis_pool.runtime.standing import Zygote
     from mentis_pool.runtime.supervisor import Supervisor
 
@@ -88,6 +89,7 @@ def sweep(base: str) -> None:
 
 def run(
     zygote: Zygote,
+    groups: Groups,
     directory: str,
     listener: socket.socket,
     make_server: Callable[[Supervisor], uvicorn.Server],
@@ -98,6 +100,7 @@ def run(
 
     Args:
         zygote: as it was started.
+        groups: to be settled.
         directory: where the sandboxes' directories go.
         listener: where clients come.
         make_server: of a supervisor.
@@ -115,6 +118,8 @@ def run(
     import asyncio
     import resource
 
+    import msgspec
+
     from mentis_pool.runtime.supervisor import Supervisor
     from mentis_pool.spinning import Selector
 
@@ -124,6 +129,8 @@ def run(
     with contextlib.suppress(ValueError, OSError):  # macOS takes no infinity
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     standing = zygote.stand()
+    # While it warms up.
+    standing = msgspec.structs.replace(standing, groups=groups.settle())
     why = ""
     code = 0
 
@@ -134,7 +141,7 @@ def run(
             serving.should_exit = True
             serving.force_exit = True
 
-        supervisor = Supervisor(zygote.socket, directory, stop, standing, most)
+        supervisor = Supervisor(zygote.socket, directory, stop, standing, groups, most)
         serving = make_server(supervisor)
         if not watch(stop):
             return

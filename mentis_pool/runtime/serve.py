@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from mentis_pool import walls
 from mentis_pool.address import is_loopback
-from mentis_pool.runtime import isolation, local, program, standing
+from mentis_pool.runtime import groups, isolation, local, program, standing
 
 _MEMORY = 128 * 1024 * 1024
 """Bytes of memory that a sandbox is taken to need."""
@@ -75,6 +75,7 @@ def serve(
     environment = isolation.environment(os.environ, 1)
     with (
         program.own_directory(directory),
+        groups.Groups(os.path.basename(directory)) as control,
         standing.zygote(directory, environment, sys_path, preload, asked) as zygote,
     ):
         from mentis_pool.runtime.server import server
@@ -92,6 +93,7 @@ def serve(
 
         code = program.run(
             zygote,
+            control,
             directory,
             listener,
             lambda supervisor: server(

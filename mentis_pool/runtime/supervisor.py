@@ -57,8 +57,9 @@ from mentis_pool.observations import (
 )
 from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Put, Run, Shell, Standing, Work
 from mentis_pool.returned import MAX_RESULT
-from mentis_pool.runtime import isolation, posix, wire
+from mentis_pool.runtime import groups, isolation, posix, wire
 from mentis_pool.runtime.action import Action, death
+from mentis_pool.runtime.groups import Group, Groups
 from mentis_pool.runtime.watch import Watch
 
 GRACE = 0.5
@@ -523,7 +524,13 @@ class Sandbox:
         self._paused: set[StreamName] = set()
         self._glance = _Timer()
         """Looks whether it is time to watch the pipes, while nobody does."""
-        self._usage = Watch(self._limits, self._directory, self._exceeded, self._spare_pid)
+        self._usage = Watch(
+            self._limits,
+            self._directory,
+            self._exceeded,
+            self._spare_pid,
+            supervisor.group(os.path.basename(self._directory), self._limits),
+        )
         self._init = self._start()
         self._fork()
 
@@ -580,11 +587,12 @@ class Sandbox:
         self._signal_timer.cancel()
         self._hurry.cancel()
         self._glance.cancel()
+        over = self._ends_over(self._worker) or self._struck()
         self._usage.close()
         action, self._action = self._action, None
         if action is not None:
             self._drain(action)
-            said = Error("died", f"the sandbox was lost: {reason}")
+            said = over or Error("died", f"the sandbox was lost: {reason}")
             self._end(action, said, End(0.0))
         for worker in (self._worker, self._spare):
             if worker is not None:
@@ -1019,6 +1027,8 @@ class Sandbox:
             if command.pid == message.pid:
                 del self._commands[number]
                 self._usage.rest()
+                struck = self._struck()
+                command.over = command.over or (struck.message if struck else "")
                 command.end(message.status)
                 return
         worker, spare = self._worker, self._spare
@@ -1035,7 +1045,7 @@ class Sandbox:
         # Its last words may still be in the socket, and may be a result.
         worker.channel.read_on(lambda: True)
         # It died in one; of more than one it took what was not its turn.
-        said = worker.said or death(message.status)
+        said = worker.said or self._death(message.status)
         if said is _CLOSED and not _was_killed(message.status):
             said = death(message.status)  # and the news of it was late
         while self._action is not None and self._worker is worker:
@@ -1059,7 +1069,7 @@ class Sandbox:
         worker.close()
         if not worker.ready and self._initializer is not None:
             self._usage.rest()
-            said = worker.said or death(message.status)
+            said = worker.said or self._death(message.status)
             how = said.message.replace("the cell's process", "its process")
             self._listener.broken(f"the initializer failed: {how}", "", written)
 
@@ -1176,11 +1186,32 @@ class Sandbox:
         self._recall()
         self._kill(why)
 
+    def _ends_over(self, worker: _Worker | None) -> Error | None:
+        """What is to be said of a worker that is being killed, since a limit was exceeded."""
+        said = None if worker is None else worker.said
+        return said if said is not None and said.exceeded is not None else None
+
+    def _struck(self) -> Error | None:
+        """The kernel has killed something in it: what is to be said of that, once."""
+        over = self._usage.struck()
+        if over is None:
+            return None
+        return Error("limit", limits.message(over.which, over.limit, over.used), exceeded=over)
+
+    def _death(self, status: int) -> Error:
+        """Why a worker is gone."""
+        return self._struck() or death(status)
+
     def _judged(self, action: Action, said: Result | Error) -> Result | Error:
         """How a run ended; where that tells of a limit, with its name, whatever the worker says."""
         if not isinstance(said, Result):
             return said
+        known = self._ends_over(self._worker)
+        if known is not None:
+            return known  # it was sooner than the kill
         over = self._over_output(action)
+        if over is None and self._loop.time() - action.started > PROMPT:
+            over = self._usage.struck()
         if over is not None:
             # Nobody saw it before its end.
             message = limits.message(over.which, over.limit, over.used)
@@ -1289,6 +1320,7 @@ class Supervisor:
         directory: where the sandboxes' directories go.
         lost: called once, with the reason, when the zygote is gone.
         standing: the level of isolation at which they are.
+        groups: of which each sandbox has one.
         most: how many sandboxes there may be; None for no limit.
     """
 
@@ -1298,12 +1330,14 @@ class Supervisor:
         directory: str,
         lost: Callable[[str], None],
         standing: Standing,
+        groups: Groups,
         most: int | None = None,
     ) -> None:
         self.directory = directory
         self.standing = standing
         self.walled = standing.level == "bubblewrap"
         """Whether sandboxes have their files, and namespaces, for themselves."""
+        self._groups = groups
         self._most = most
         self.ready = asyncio.Event()
         self.hopeless = False
@@ -1337,6 +1371,11 @@ class Supervisor:
         sandbox = Sandbox(self, number, opened, listener)
         self._sandboxes.add(sandbox)
         return sandbox
+
+    def group(self, name: str, its: Limits) -> Group | None:
+        """A control group for a sandbox, where it has a limit that one can hold."""
+        most = groups.most(its, files_in_memory=self.walled)
+        return None if most is None else self._groups.group(name, most)
 
     def fork_init(self, directory: str, its: Limits, fds: list[int]) -> None:
         """Have the zygote fork an init with these descriptors."""

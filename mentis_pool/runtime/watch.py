@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from mentis_pool.limits import Limits, Which
 from mentis_pool.observations import Exceeded
+from mentis_pool.runtime.groups import Group
 from mentis_pool.runtime.meter import Files, Meter
 
 SOON, LATE, IDLE = 0.02, 0.05, 0.25
@@ -31,6 +32,7 @@ class Watch:
         directory: where its files are.
         exceeded: called when it uses more, once for each time that something begins.
         spare: the pid of a worker that only waits, as its init calls it; 0 for none.
+        group: in which the kernel holds it, too.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Watch:
         directory: str,
         exceeded: Callable[[Exceeded], None],
         spare: Callable[[], int],
+        group: Group | None = None,
     ) -> None:
         self._limits = limits
         self._files = Files(directory)
         self._exceeded = exceeded
         self._spare = spare
+        self._group = group
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._meter: Meter | None = None
@@ -56,6 +60,9 @@ class Watch:
         """The pid of its init is known."""
         if self._meter is None and init:
             self._meter = Meter(init)
+            if self._group is not None:
+                # One that is needed for a moment only does without.
+                self._loop.call_later(SOON, self._group.hold, init)
             if self._running:
                 # A command was given before the init had said anything.
                 self._timer = self._loop.call_later(SOON, self._look)
@@ -66,6 +73,8 @@ class Watch:
         if self._meter is not None:
             self._meter.begin()
         self._files.forget()
+        # What was killed before is not its business.
+        self.struck()
         self.look_on()
 
     def look_on(self) -> None:
@@ -84,8 +93,17 @@ class Watch:
         """Something runs no more."""
         self._running -= 1
 
+    def struck(self) -> Exceeded | None:
+        """What the kernel has killed something in the sandbox for, if it was not asked before."""
+        limit = self._limits.memory
+        if self._group is None or limit is None or not self._group.struck():
+            return None
+        return Exceeded("memory", limit)
+
     def close(self) -> None:
         """Look no more."""
+        if self._group is not None:
+            self._group.close()
         self._meter = None
         if self._timer is not None:
             self._timer.cancel()
@@ -107,7 +125,11 @@ class Watch:
         now = self._meter.read(self._spare(), limits.processes, limits.memory)
         self._cpu_seconds = now.cpu_seconds
         self._peak = max(self._peak, now.memory)
-        over = self._over("memory", now.memory) or self._over("processes", now.processes)
+        over = (
+            self.struck()
+            or self._over("memory", now.memory)
+            or self._over("processes", now.processes)
+        )
         if over is None and self._running:
             over = self._over("cpu_seconds", now.cpu_seconds)
         if over is None and limits.disk is not None:

@@ -154,6 +154,7 @@ class Worker:
         self._runs = runs
         self._written = written
         self.limit()
+        posix.be_killed_first()
         forks.catch_up()
         numpy = sys.modules.get("numpy")
         if numpy is not None and "numpy.random" in sys.modules:

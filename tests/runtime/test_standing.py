@@ -94,7 +94,9 @@ def test_a_bubblewrap_that_is_too_old_does_not_hide_the_good_one(own_temp, bwrap
 
 def test_the_report_starts_the_runtime(own_temp):
     with SandboxExecutor(1, isolation="process") as executor:
-        assert not any(wall.held for wall in executor.isolation_report())
+        held = {wall.name for wall in executor.isolation_report() if wall.held}
+        # Which there may be at any level.
+        assert held <= {"cgroups"}
 
 
 def test_what_is_exposed_can_be_read_and_nothing_else(own_temp, tmp_path):
