@@ -91,11 +91,15 @@ def an_init(request):
     ours, theirs = socket.socketpair()
     reader, said = os.pipe()
     if (pid := os.fork()) == 0:
-        ours.close()
-        posix.adopt_orphans()
-        null = os.open(os.devnull, os.O_WRONLY)
-        init.Init(Waits(), EndsAll(said)).run(theirs, null, null, "", Limits())
-        os._exit(0)
+        code = 1
+        try:
+            ours.close()
+            posix.adopt_orphans()
+            null = os.open(os.devnull, os.O_WRONLY)
+            init.Init(Waits(), EndsAll(said)).run(theirs, [null, null], "", Limits())
+            code = 0
+        finally:
+            os._exit(code)
     theirs.close()
     os.close(said)
     with ours, open(reader, "rb", buffering=0) as hears:
@@ -107,6 +111,7 @@ def an_init(request):
 def told(sock, most=8):
     """What an init says next, and the descriptors that came along."""
     data, fds, _ = posix.receive(sock, 65536, most)
+    assert data, "it is gone"
     return wire.Unpacker(wire.FromInit).feed(data), fds
 
 
