@@ -839,7 +839,11 @@ class Sandbox:
             self._fork()
 
     def _work(self, run: Run) -> wire.RunWork:
-        namespace: Literal["keep", "new"] = "keep" if self._state == "session" else "new"
+        namespace: Literal["keep", "new", "only"] = "new"
+        if self._state == "session":
+            namespace = "keep"
+        elif self._worker is not None and self._is_last(self._worker, 1):
+            namespace = "only"
         return wire.RunWork(run.action, run.work, run.stdin, namespace, run.given)
 
     def _begin(self, worker: _Worker, run: Run) -> None:
@@ -925,9 +929,9 @@ class Sandbox:
         elif left is not None:
             self._timer.set(left, lambda: self._time_out("deadline"))
 
-    def _is_last(self, worker: _Worker) -> bool:
-        """Whether the worker runs no more tasks after this."""
-        return self._most_tasks is not None and worker.tasks >= self._most_tasks
+    def _is_last(self, worker: _Worker, more: int = 0) -> bool:
+        """Whether the worker runs no more tasks after this, or after so many more."""
+        return self._most_tasks is not None and worker.tasks + more >= self._most_tasks
 
     def heard(self, worker: _Worker, message: wire.FromWorker) -> None:
         """A worker says something: only the one that runs has a say, and only about its run."""

@@ -137,7 +137,7 @@ class Executed(_Message, tag=23, frozen=True):
 class RunWork(_Message, tag=30, frozen=True):
     """Run this; ``stdin`` is what it reads. ``number`` is of the action.
 
-    ``namespace``: "new", or "keep": everything is as the last run left it (variables,
+    ``namespace``: "new"; "only": the same, and nothing comes after it; "keep": everything is as the last run left it (variables,
     directory, `_`). "initialize": it is the initializer, whose names every later cell has;
     its result has the output as its text.
     """
@@ -145,7 +145,7 @@ class RunWork(_Message, tag=30, frozen=True):
     number: int
     work: Work
     stdin: bytes | None
-    namespace: Literal["new", "keep", "initialize"] = "new"
+    namespace: Literal["new", "only", "keep", "initialize"] = "new"
     given: Given | None = None
     """Its files come behind it, each `Put` when the last one was taken."""
 

@@ -81,6 +81,8 @@ class Worker:
         """Held for as long as a message is sent: a cell's threads say things as well."""
         self._used = False
         self._has_stdin = False
+        self._prepared = False
+        """Whether all is as for a new process, but for what threads of the last cell do."""
         self._stuck = False
         """Whether the last run wrote what its own descriptors did not take."""
         self._peak = 0
@@ -111,7 +113,7 @@ class Worker:
         self._pid, self._work = os.getpid(), os.getcwd()
         with ours, self._sock, filled, self._runs:
             for number in range(_REHEARSALS):
-                filled.send(wire.pack(wire.RunWork(number, _REHEARSED, None)))
+                filled.send(wire.pack(wire.RunWork(number, _REHEARSED, None, "only")))
                 run = self._next()
                 assert isinstance(run, wire.RunWork)
                 self._obey(run)
@@ -120,7 +122,8 @@ class Worker:
         # None that is forked has to end them.
         del self._sock, self._runs
         forget_sources()
-        self._renew()
+        self._renew_streams()
+        self._shell.clear()
 
     def settle(self, pipes: list[int], work: str, limits: Limits) -> None:
         """In an init: be of this sandbox."""
@@ -230,6 +233,8 @@ class Worker:
         used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
         wrote = (self._take_output(0), self._take_output(1))
         self._say(wire.Done(command.number, said, used, wrote))
+        if command.namespace == "new" and not isinstance(command.work, PickledCall):
+            self._prepare()
         self._idle = True
         if self._missed:
             self._be_idle()
@@ -258,21 +263,28 @@ class Worker:
         plain = command.stdin is None and command.given is None
         if call and self._used and plain and not self._has_stdin:
             return
+        prepared, self._prepared = self._prepared, False
         keep = self._used and command.namespace == "keep"
         if not keep:
             self._begin()
         if self._used:
-            if not keep:
-                if self._stuck:
-                    self._give_up_unwritten()
-                self._connect()
-                self._renew()
-            # Not before: what the last cell held is only now given back.
+            if not keep and not prepared:
+                self._be_as_new()
+            # Not before: what the last cell held is only then given back.
             self._reset_peak()
-        if self._used or command.stdin is not None:
+        if command.stdin is not None or (self._used and not prepared):
             self._stdin(command.stdin)
         self._has_stdin = command.stdin is not None
         self._used = True
+
+    def _prepare(self) -> None:
+        """Give back what a cell held, and have done what the next one needs, while nobody waits for it."""
+        try:
+            self._be_as_new()
+            self._stdin(None)
+        except BaseException:  # noqa: BLE001 - of what a cell leaves behind; the next one tries again
+            return
+        self._prepared = True
 
     def _raised(self, work: Work, exc: BaseException) -> Result | Error:
         if isinstance(work, PickledCall):
@@ -343,13 +355,20 @@ class Worker:
         self._flush()
         self._stuck = False
 
-    def _renew(self) -> None:
-        """What a cell may have changed of the interpreter as it is for a new one."""
+    def _be_as_new(self) -> None:
+        """What a cell may have changed as it is for a new process."""
+        if self._stuck:
+            self._give_up_unwritten()
+        # First: what it held may do anything as it ends.
+        self._shell.clear()
+        self._connect()
+        self._renew_streams()
+
+    def _renew_streams(self) -> None:
         if _is_as_made(self._stdout, 1) and _is_as_made(self._stderr, 2):
             self._show_streams()
         else:
             self._open_streams()
-        self._shell.clear()
 
     def _open_streams(self) -> None:
         self._stdout, self._stderr = _writer(1), _writer(2)

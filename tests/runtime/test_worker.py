@@ -267,3 +267,41 @@ def test_in_a_kept_process_streams_are_as_new_whatever_a_cell_did_to_them(reuse,
     result = reuse.submit(cell).result()
     assert result.value == (True, "utf-8", 8192, {"mode": "w"}, 1, None, 1, None)
     assert (result.stdout, result.stderr) == ("\ud800é\n|", "err")
+
+
+# Apart from the cell's own names, which a collector would have to find out about.
+LEAVES = """
+import os, sys
+apart = dict(os=os, sys=sys)
+exec({code!r}, apart)
+kept = apart.pop("Leaves")()
+print("soon")
+"""
+
+
+def leaves(*statements):
+    """A cell that holds what does this at its end."""
+    body = "".join(f"        {each}\n" for each in statements)
+    return LEAVES.format(code=f"class Leaves:\n    def __del__(self):\n{body}")
+
+
+def test_a_kept_process_gives_back_what_a_cell_held_before_the_next_one_comes(tmp_path, eventually):
+    path = tmp_path / "gone"
+    cell = leaves("print('late', flush=True)", f"open({str(path)!r}, 'a').write('gone,')")
+    with SandboxExecutor(max_workers=1, state="reuse", isolation="process") as executor:
+        for times in (1, 2):
+            assert executor.submit(cell).result().stdout == "soon\n"
+            eventually(lambda times=times: path.exists() and path.read_text() == "gone," * times)
+            result = executor.submit("'kept' in dir(), __import__('sys').stdin.read()").result()
+            assert (result.value, result.stdout) == ((False, ""), "")
+
+
+@pytest.mark.parametrize(
+    "ending", ["raise SystemExit", "os._exit(3)", "os.closerange(0, 3)", "sys.stdout = None"]
+)
+def test_what_a_cell_leaves_to_its_end_harms_no_next_one(sharing, ending):
+    with sharing(max_workers=1, state="reuse") as executor:
+        for _ in range(3):
+            assert executor.submit(leaves(ending)).result().stdout == "soon\n"
+            result = executor.submit("print(1)\n2").result()
+            assert (result.value, result.stdout) == (2, "1\n")
