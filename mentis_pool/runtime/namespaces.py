@@ -125,7 +125,7 @@ class Rooms:
     def renew(self) -> None:
         """Once what had them is gone: have the directories empty, and as they were made."""
         with contextlib.suppress(OSError):  # such as one that may not even be read any more
-            if not self._shown and self._state() == self._made:
+            if not self._shown and self._is_untouched():
                 return
         for path in (*self._paths, self._paths[0]):
             kernel.unmount(path)
@@ -141,20 +141,22 @@ class Rooms:
             kernel.mount(inside, self._paths[number], None, kernel.BIND)
         for path, fd in self._opened.items():
             kernel.mount_at(fd, path)
-        self._made = self._state()
+        self._made = [_looks(path) for path in self._paths]
 
-    def _state(self) -> list[object]:
-        """All that there is to be changed of the directories while they are empty.
+    def _is_untouched(self) -> bool:
+        """Whether nothing of all that there is to be changed of empty directories was changed.
 
         Times alone do not tell: the kernel's clock for them stands still for milliseconds.
         """
         space = os.statvfs(self._paths[0])
-        state: list[object] = [space.f_bfree, space.f_ffree]
-        for path in self._paths:
-            its = os.stat(path)
-            state += [its.st_mode, its.st_nlink, its.st_size, its.st_mtime_ns, its.st_ctime_ns]
-            state += [its.st_atime_ns, os.listxattr(path), kernel.inode_flags(path)]
-        return state
+        # The root of the tmpfs is the one more.
+        empty = space.f_files - space.f_ffree == len(self._paths) + 1
+        return (
+            empty
+            and space.f_bfree == space.f_blocks
+            and [_looks(path) for path in self._paths] == self._made
+            and not any(os.listxattr(path) or kernel.inode_flags(path) for path in self._paths)
+        )
 
     def give_up(self, program: bytes) -> None:
         """As a worker, before any cell: keep no capability, and be judged by this program (seccomp)."""
@@ -165,6 +167,12 @@ class Rooms:
         # Its own files in /proc are otherwise not its own.
         kernel.set_dumpable(True)
         kernel.filter_calls(program)
+
+
+def _looks(path: str) -> tuple[int, ...]:
+    its = os.stat(path)
+    times = its.st_atime_ns, its.st_mtime_ns, its.st_ctime_ns
+    return (its.st_mode, its.st_nlink, its.st_size, *times)
 
 
 def limit_processes(most: int) -> bool:
