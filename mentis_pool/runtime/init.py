@@ -174,15 +174,16 @@ class Init:
                 self._sock.sendall(wire.pack(died))
 
     def _retire(self, retire: wire.Retire) -> None:
-        forked = None
+        fork = retire.fork
+        forked: tuple[int, list[int]] = (0, [])
         if not retire.files_stay and self._ground.end_all():
             for pid in self._commands:
                 self._sock.sendall(wire.pack(wire.Died(pid, signal.SIGKILL, 0.0, 0)))
             self._workers.clear()
             self._commands.clear()
             # It need not wait until they are gone: that takes as long as the fork.
-            if retire.fork is not None:
-                forked = self._forked(retire.fork.initializer)
+            if fork is not None and not fork.initializer:
+                forked = self._forked(False)
             while left := set(posix.children()).difference(self._workers):
                 for pid in left:
                     os.waitpid(pid, 0)
@@ -192,10 +193,11 @@ class Init:
             self._kill_all_but([*others, *self._commands])
             if not retire.files_stay:
                 self._ground.empty()
-            if retire.fork is not None:
-                forked = self._forked(retire.fork.initializer)
+        if fork is not None and not forked[0]:
+            # Now there is room for its file; and for it, where the others were as many as may be.
+            forked = self._forked(fork.initializer)
         self._sock.sendall(wire.pack(wire.Retired(retire.pid)))
-        if forked is not None:
+        if fork is not None:
             self._tell_of(*forked)
 
     def _kill_all_but(self, kept: list[int] | tuple[()]) -> None:

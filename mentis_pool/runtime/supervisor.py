@@ -11,6 +11,7 @@ an end-of-file that ends it::
     files of a run            its worker took them · its death · its time limit · a signal · its client's end
     run sent ahead            the Done of what is before it · PROMPT passes and it is taken back
     output not watched        the Done of what wrote it · PROMPT passes and it is watched
+    a word, by a worker       it is answered when it is read · the end of its socket, and it exits
     time limit passed         the interrupt works · grace passes and it is killed
     killed                    its death · patience passes and the sandbox is given up
     a command                 its death · its deadline, and it is killed
@@ -204,10 +205,10 @@ class Channel(Generic[M]):
         self._unsent += wire.pack(message)
         self._write()
 
-    def send_byte(self) -> None:
-        """Send one byte, for who waits for that alone; not many for who does not."""
-        if not self._unsent:
-            self._unsent += b"\0"
+    def answer(self, word: int | None) -> None:
+        """Send this byte, for who waits for it; not many for who does not."""
+        if word is not None:
+            self._unsent[:] = bytes((word & 0xFF,))
             self._write()
 
     def _write(self) -> None:
@@ -484,6 +485,8 @@ class Sandbox:
         self.number = number
         self._supervisor = supervisor
         self._state = opened.state
+        self._goes_ahead = posix.KEEPS_PACKETS and opened.state == "reuse" and opened.tasks is None
+        """Whether runs may be sent to its worker before they are its turn."""
         self._most_tasks = 1 if opened.state == "fresh" else opened.tasks
         self._initializer = opened.initializer
         self._initializer_timeout = opened.initializer_timeout
@@ -560,10 +563,13 @@ class Sandbox:
                 except OSError:
                     pass
                 self._pipes[name] = reader
-                with contextlib.suppress(OSError):
-                    ends.append(posix.reopen(reader))
-                    theirs.callback(os.close, ends[-1])
-            fds += ends if len(ends) == len(self._pipes) else []
+                try:
+                    if self._goes_ahead:
+                        ends.append(posix.reopen(reader))
+                        theirs.callback(os.close, ends[-1])
+                except OSError:
+                    self._goes_ahead = False
+            fds += ends if self._goes_ahead else []
             self._supervisor.fork_init(self._directory, self._limits, fds)
             ours.pop_all()
         self._watch_all()
@@ -706,6 +712,7 @@ class Sandbox:
         if failure is None:
             worker.ready = True
             worker.take_written()
+            worker.channel.answer(message.word)
             self._next()
             return
         reason = f"the initializer failed: {failure.name}: {failure.value}"
@@ -941,7 +948,8 @@ class Sandbox:
         if isinstance(message, wire.Drain):
             if worker is self._worker and self._action is not None:
                 self._drain(self._action)
-            worker.channel.send_byte()
+                self._judge_output(self._action)
+            worker.channel.answer(message.word)
             return
         if not worker.ready:
             self._initialized(worker, message)
@@ -1095,14 +1103,14 @@ class Sandbox:
         # A script has ended as a process does: its threads and exit handlers are through.
         script = isinstance(action.run.work, Cells) and action.run.work.argv is not None
         said = self._judged(action, done.said)
-        # What reached a limit may hold what the next one needs.
-        full = said.exceeded is not None
+        # What reached a limit may hold what the next one needs; of output there is nothing to hold.
+        full = said.exceeded is not None and said.exceeded.which != "output"
         spoiled = (worker.signalled or full) and not session
         # What a dead one has begun besides is said first to have ended.
         dead = worker.dead and not self._ahead
         renewed = script or spoiled or self._is_last(worker) or dead
         self._brief = self._loop.time() - action.started < PROMPT
-        self._prompt = not renewed and self._is_prompt(action, done)
+        self._prompt = not renewed and self._is_prompt(action)
         if self._brief:
             self._look_away()
         if renewed and not self._closed:
@@ -1112,6 +1120,7 @@ class Sandbox:
             self._retire(worker)
         else:
             worker.signalled = False
+            worker.channel.answer(done.word)
         self._drained = not renewed
         # Only now: whoever hears of the end may give the next run.
         self._end(action, said, done.used, worker)
@@ -1119,15 +1128,12 @@ class Sandbox:
         self._next()
         self._drained = False
 
-    def _is_prompt(self, action: Action, done: wire.Done) -> bool:
+    def _is_prompt(self, action: Action) -> bool:
         """Whether others like it may be sent to the worker before they are its turn."""
         return (
-            posix.KEEPS_PACKETS
+            self._goes_ahead
             and not self._recalling
-            and self._state == "reuse"
-            and self._most_tasks is None
             and _may_be_followed(action.run)
-            and None not in done.wrote
             and self._brief
         )
 
@@ -1263,10 +1269,18 @@ class Sandbox:
             self._loop.remove_reader(self._pipes[name])
             self._paused.add(name)
             return
-        self._read(name, self._action)
-        action = self._action
-        over = None if action is None else self._over_output(action)
-        if action is not None and over is not None and not action.over:
+        there = posix.unread(self._pipes[name])
+        if self._worker is not None and self._worker.channel.read():
+            # That may have been said before this was written, which is there again in a moment.
+            return
+        self._read(name, self._action, there or _CHUNK)
+        if self._action is not None:
+            self._judge_output(self._action)
+
+    def _judge_output(self, action: Action) -> None:
+        """End it, where it wrote more than it may."""
+        over = self._over_output(action)
+        if over is not None and not action.over:
             action.over = True
             self._exceeded(over)
 
@@ -1290,10 +1304,10 @@ class Sandbox:
                 self._watch(name)
             self._paused.clear()
 
-    def _read(self, name: StreamName, action: Action | None) -> int:
+    def _read(self, name: StreamName, action: Action | None, most: int = _CHUNK) -> int:
         """Take what is in a pipe, for this action; the number of bytes, 0 when it is empty."""
         try:
-            data = os.read(self._pipes[name], _CHUNK)
+            data = os.read(self._pipes[name], most)
         except (BlockingIOError, InterruptedError):
             return 0
         if not data:

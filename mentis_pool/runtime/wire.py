@@ -25,7 +25,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True):
     """Base: a small array, its tag first."""
 
 
-# ── supervisor to zygote, with three descriptors: init's socket, stdout, stderr ──
+# ── supervisor to zygote, with descriptors: init's socket, and its pipes ──
 
 
 class NewSandbox(_Message, tag=0, frozen=True):
@@ -163,17 +163,23 @@ class Done(_Message, tag=32, frozen=True):
 
     ``wrote``: what of its stdout and its stderr was in the pipes at its end. The worker takes it
     out, so that what another run writes, which may have been sent behind this one, is not mixed up
-    with it. None where it could not: then it is still there.
+    with it. None where it did not: then it is still there.
+
+    ``word``: the worker begins nothing more before this byte comes by its socket. It asks for it
+    where something is still in the pipes, and where its end may be that of the process as well.
     """
 
     number: int
     said: Result | Error
     used: End
     wrote: tuple[bytes | None, bytes | None] = (None, None)
+    word: int | None = None
 
 
 class Drain(_Message, tag=33, frozen=True):
-    """What is in the pipes comes before what is said next, which waits for a byte by this socket."""
+    """What is in the pipes comes before what is said next, for which this byte is awaited."""
+
+    word: int
 
 
 ToZygote = NewSandbox | EndSandbox

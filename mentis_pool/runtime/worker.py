@@ -49,6 +49,8 @@ def maxrss_bytes(ru_maxrss: int) -> int:
     return ru_maxrss if sys.platform == "darwin" else ru_maxrss * 1024
 
 
+_BRIEF = 0.002
+"""Seconds of a run within which the supervisor has not begun to read what it writes, most often."""
 _REHEARSALS = 20
 _REHEARSED = Cells([b"print(end='')\n1"])
 
@@ -68,7 +70,7 @@ class Worker:
         self._out: tuple[int, ...] = ()
         """Where what is written to 1 and 2 goes."""
         self._ends: tuple[int, ...] = ()
-        """Where it comes out."""
+        """Where it comes out, where others may be sent behind what runs."""
         self._written: int | None = None
         """The file for what the initializer writes."""
         self._pid = 0
@@ -79,6 +81,10 @@ class Worker:
         """Whether an interrupt came while it said the last."""
         self._saying = threading.Lock()
         """Held for as long as a message is sent: a cell's threads say things as well."""
+        self._asking = threading.Lock()
+        """Held by who waits for a word, and while the end of a run is said."""
+        self._asked = self._answered = 0
+        """The last word that was asked for, and that came."""
         self._used = False
         self._has_stdin = False
         self._prepared = False
@@ -230,32 +236,69 @@ class Worker:
                 said = self._raised(command.work, exc)
         own = resource.getrusage(resource.RUSAGE_SELF)
         self._peak = own.ru_maxrss
-        used = End(time.monotonic() - begun, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
-        wrote = (self._take_output(0), self._take_output(1))
-        self._say(wire.Done(command.number, said, used, wrote))
+        seconds = time.monotonic() - begun
+        used = End(seconds, _cpu_seconds(own) - cpu, maxrss_bytes(own.ru_maxrss))
+        with self._asking:
+            self._end(command.number, said, used, self._output(seconds < _BRIEF))
         if command.namespace == "new" and not isinstance(command.work, PickledCall):
             self._prepare()
+
+    def _end(
+        self,
+        number: int,
+        said: Result | Error,
+        used: End,
+        wrote: tuple[bytes | None, bytes | None],
+    ) -> None:
+        # Which failures end the process with the run is not for it to judge.
+        failed = isinstance(said, Result) and said.failure is not None
+        word = None
+        if self._ends and (failed or None in wrote or self._asked != self._answered):
+            word = self._next_word()
+        self._say(wire.Done(number, said, used, wrote, word))
         self._idle = True
         if self._missed:
             self._be_idle()
+        if word is not None:
+            self._await(word)
+
+    def _output(self, brief: bool) -> tuple[bytes | None, bytes | None]:
+        """What was written and has not been read: for `wire.Done`."""
+        if not self._has_output():
+            return b"", b""
+        # After a while the supervisor reads as well: what is taken here would come behind what
+        # it reads later of a process that writes on.
+        if not (brief and self._ends):
+            return None, None
+        return self._take_output(0), self._take_output(1)
 
     def _take_output(self, which: int) -> bytes | None:
-        """What was written, and is in the pipe still; None where only the supervisor can take it."""
         try:
             end = self._ends[which]
             count = posix.unread(end)
             return os.read(end, count) if count else b""
-        except BlockingIOError:  # it was faster
+        except BlockingIOError:  # the supervisor was faster
             return b""
-        except (IndexError, OSError):  # there is none, or a cell closed it
+        except (OSError, MemoryError):  # a cell closed it, or has it all
             return None
 
     def _has_output(self) -> bool:
         """Whether something that was written may be in the pipes still."""
         try:
-            return not self._ends or any(map(posix.unread, self._ends))
+            return not posix.KEEPS_PACKETS or any(map(posix.unread, self._out))
         except OSError:
             return True
+
+    def _next_word(self) -> int:
+        self._asked = (self._asked + 1) % 256
+        return self._asked
+
+    def _await(self, word: int) -> None:
+        """Wait for it, past those for which nobody waits any more: a handler of signals raised."""
+        while (heard := self._sock.recv(1)) != bytes((word,)):
+            if not heard:
+                os._exit(0)
+        self._answered = word
 
     def _make_ready(self, command: wire.RunWork) -> None:
         """What a run may expect; of calls in a kept process no more than that it goes on."""
@@ -459,19 +502,24 @@ class Worker:
         # What was printed before comes before.
         self._flush()
         if threading.current_thread() is not threading.main_thread():
-            self._say(shown)
+            self._say_behind_output(shown)
             return
         running, self._running = self._running, False
         try:
-            if self._has_output():
-                self._say(wire.Drain())
-                self._sock.recv(1)
-            self._say(shown)
+            self._say_behind_output(shown)
         finally:
             self._running = running
         if running and self._missed:
             self._missed = False
             raise KeyboardInterrupt
+
+    def _say_behind_output(self, shown: Display | Cut) -> None:
+        with self._asking:
+            if self._has_output():
+                word = self._next_word()
+                self._say(wire.Drain(word))
+                self._await(word)
+            self._say(shown)
 
     def _say(self, message: msgspec.Struct) -> None:
         with self._saying:

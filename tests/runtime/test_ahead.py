@@ -14,7 +14,14 @@ import time
 
 import pytest
 
-from mentis_pool import CellTimeout, SandboxDied, SandboxError, SandboxExecutor
+from mentis_pool import (
+    CellTimeout,
+    Limits,
+    ResourceLimitExceeded,
+    SandboxDied,
+    SandboxError,
+    SandboxExecutor,
+)
 from mentis_pool.runtime import posix
 
 SOME = 300
@@ -87,6 +94,7 @@ def test_each_has_what_it_wrote_itself(two):
         assert future.stderr == (f"{i}\n" if how == 3 else "")
 
 
+LAST = ["Result", "End"]
 CELLS = [
     "print({0})",
     "import os\nos.write(1, b'{0}\\n')",
@@ -113,7 +121,115 @@ def test_each_cell_has_what_it_wrote_itself_and_in_its_order():
             assert failed or result.value == i
             if how is CELLS[5]:
                 said = [type(each).__name__ for each in future.observations()]
-                assert said == ["Start", "Stream", "Display", "Stream", "Result", "End"]
+                # It starts once more where it had to be taken back.
+                assert said[said.count("Start") :] == ["Stream", "Display", "Stream", *LAST]
+
+
+THREAD = """
+import threading
+def say():
+    for i in range(5):
+        print(i)
+        display(i)
+thread = threading.Thread(target=say)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("state", ["fresh", "reuse", "session"])
+def test_what_a_thread_prints_and_displays_comes_in_its_order(state):
+    with SandboxExecutor(max_workers=1, state=None if state == "session" else state) as executor:
+        place = executor.session() if state == "session" else executor
+        for future in [place.submit(THREAD) for _ in range(5)]:
+            future.result(60)
+            said = [type(each).__name__ for each in future.observations()]
+            assert said[said.count("Start") :] == ["Stream", "Display"] * 5 + LAST
+
+
+WRITES_ON = """
+import subprocess, sys, time
+sys.child = subprocess.Popen(["seq", "1", "3000000"])
+time.sleep({0})
+"""
+
+
+@pytest.mark.parametrize("state", ["fresh", "reuse"])
+def test_what_a_process_writes_on_that_outlives_its_cell_is_in_its_order(state):
+    with SandboxExecutor(max_workers=1, state=state, max_output=1 << 26) as executor:
+        for i in range(8):
+            written = executor.submit(WRITES_ON.format(0.01 + i / 1000)).result(60).stdout
+            lines = [*map(int, written.split("\n")[:-1])]
+            assert lines[1:] == [line + 1 for line in lines[:-1]]
+            if state == "reuse":
+                executor.submit("import sys\nsys.child.kill()\nsys.child.wait()").result(60)
+
+
+LIMITED = [
+    (Limits(), "bytearray(1 << 50)"),
+    (Limits(output=1000), "print('x' * 2000)"),
+]
+
+
+@pytest.mark.parametrize(("limits", "cell"), LIMITED, ids=["memory", "output"])
+def test_one_that_reaches_a_limit_fails_alone(limits, cell):
+    with SandboxExecutor(max_workers=1, state="reuse", limits=limits) as executor:
+        executor.run(["1"] * 100)
+        cells = [cell if i % 20 == 10 else str(i) for i in range(200)]
+        for i, future in enumerate([executor.submit(cell) for cell in cells]):
+            if i % 20 == 10:
+                assert isinstance(future.exception(60), ResourceLimitExceeded)
+            else:
+                assert future.result(60).value == i
+
+
+CLOSES = """
+import fcntl, os
+for fd in range(3, 300):
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            os.close(fd)
+    except OSError:
+        pass
+print("{0}")
+"""
+
+
+@pytest.mark.skipif(not posix.KEEPS_PACKETS, reason="nothing goes ahead")
+def test_one_that_closes_the_ends_of_its_pipes_mixes_nothing_up():
+    with SandboxExecutor(max_workers=1, state="reuse") as executor:
+        executor.run(["1"] * 100)
+        said = executor.run([(CLOSES if i == 100 else "print({0})").format(i) for i in range(1000)])
+    assert [result.stdout for result in said] == [f"{i}\n" for i in range(1000)]
+
+
+BREAKS = """
+worker, said = get_ipython().show.__self__, []
+say = worker._say
+def note(message):
+    said.append(message)
+    say(message)
+def break_off(word):
+    del worker._await, worker._has_output
+    raise TimeoutError
+worker._say, worker._await, worker._has_output = note, break_off, lambda: True
+try:
+    display(1)
+except TimeoutError:
+    import sys
+    sys.said = said
+"""
+
+
+@pytest.mark.skipif(not posix.KEEPS_PACKETS, reason="nothing goes ahead")
+def test_behind_a_display_that_was_broken_off_none_begins_before_it_was_heard():
+    # As it is by a handler of signals that raises.
+    with SandboxExecutor(max_workers=1, state="reuse", timeout=20) as executor:
+        first = executor.submit(BREAKS).result()
+        words = "import sys\n[(type(each).__name__, each.word) for each in sys.said]"
+        result = executor.submit(words).result()
+    assert first.displays == []
+    assert result.value == [("Drain", 1), ("Done", 2)]
 
 
 def test_one_that_was_cancelled_gives_nothing_and_no_other_is_missing(two, tmp_path):

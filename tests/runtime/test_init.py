@@ -86,8 +86,8 @@ class Waits:
 
 
 @pytest.fixture
-def an_init(request):
-    """Our end of the socket of one, and what its ground says; whether that `EndsAll`."""
+def an_init():
+    """Our end of the socket of one, and what its ground says."""
     ours, theirs = socket.socketpair()
     reader, said = os.pipe()
     if (pid := os.fork()) == 0:
@@ -95,8 +95,7 @@ def an_init(request):
         try:
             ours.close()
             posix.adopt_orphans()
-            null = os.open(os.devnull, os.O_WRONLY)
-            init.Init(Waits(), EndsAll(said)).run(theirs, [null, null], "", Limits())
+            init.Init(Waits(), EndsAll(said)).run(theirs, [], "", Limits())
             code = 0
         finally:
             os._exit(code)
@@ -134,6 +133,40 @@ def test_the_next_worker_is_forked_beside_what_ends_and_told_of_when_all_that_is
     assert json.loads(hears.read(1000)) == [second.pid]
     for fd in (worker, *others):
         os.close(fd)
+
+
+FILLS = """
+import os
+for what in range(10**6):
+    try:
+        os.close(os.open(f"/tmp/{what}", os.O_CREAT | os.O_WRONLY))
+    except OSError:
+        break
+"""
+
+
+@pytest.mark.parametrize("cell", ["import os\nos.chmod('/tmp', 0)", FILLS], ids=["locked", "full"])
+def test_whatever_a_cell_made_of_its_files_the_next_worker_runs_the_initializer(cell):
+    with SandboxExecutor(max_workers=1, initializer="left = 7", state="fresh") as executor:
+        said = [future.result(60) for future in map(executor.submit, [cell, "left", cell, "left"])]
+    assert [result.value for result in said] == [None, 7, None, 7]
+    assert len({result.sandbox_id for result in said}) == 1
+
+
+BOMB = """
+import os, signal
+while True:
+    if os.fork() == 0:
+        signal.pause()
+"""
+
+
+def test_where_a_cell_took_all_processes_the_next_has_one():
+    limits = Limits(processes=50)
+    with SandboxExecutor(max_workers=1, limits=limits, timeout=30) as executor:
+        said = executor.run([BOMB, "1"] * 4)
+    assert [result.value for result in said[1::2]] == [1] * 4
+    assert len({result.sandbox_id for result in said}) == 1
 
 
 # ── /dev/shm ────────────────────────────────────────────────────────────────

@@ -17,6 +17,7 @@ import socket
 
 import pytest
 
+from mentis_pool.limits import Limits
 from mentis_pool.observations import (
     Bundle,
     Cut,
@@ -66,11 +67,16 @@ class Worker:
     has: int | None = None
     """The run that it is at."""
     part: bytes = b""
+    word: int | None = None
+    """What it waits for before it begins the next."""
     dead: bool = False
 
     def take(self):
         """Begin the next run, if there is one; its number."""
         try:
+            if self.word is not None:
+                assert self.sock.recv(2, socket.MSG_DONTWAIT) in (b"", bytes((self.word,)))
+                self.word = None
             packet = self.runs.recv(wire.PACKET, socket.MSG_DONTWAIT)
         except OSError:
             return None
@@ -90,10 +96,10 @@ class Worker:
         except BrokenPipeError:
             return False
 
-    def say_done(self, wrote=(b"", b"")):
-        told = Result(pickled=b"%d" % self.has)
-        heard = self.say(wire.Done(self.has, told, End(0.0), wrote))
-        self.has = None
+    def say_done(self, wrote=(b"", b""), word=None, failure=None):
+        told = Result(pickled=b"%d" % self.has, failure=failure)
+        heard = self.say(wire.Done(self.has, told, End(0.0), wrote, word))
+        self.has, self.word = None, word
         return heard
 
 
@@ -169,7 +175,7 @@ class Init:
 class Stage:
     """A session whose supervisor has sandboxes that the test plays, and what it tells its client."""
 
-    def __init__(self, directory, most=1, state="reuse"):
+    def __init__(self, directory, most=1, state="reuse", limits=None):
         self.directory = str(directory)
         self.inits = []
         self.said = collections.defaultdict(list)
@@ -182,7 +188,7 @@ class Stage:
         self.session = Session(self)
         self.session.attach(self, 0)
         self.session.obey(Begin(most))
-        self.session.obey(Open(LANE, state))
+        self.session.obey(Open(LANE, state, limits=limits))
 
     # as a Supervisor
 
@@ -359,6 +365,51 @@ def test_runs_go_ahead_of_their_turn_and_begin_when_the_one_before_has_ended(pla
         assert [stage.outcome(i) for i in (1, 2, 3)] == [1, 2, 3]
 
     play(script)
+
+
+@pytest.mark.parametrize("which", ["memory", "output"])
+def test_what_reaches_a_limit_at_its_end_ends_alone(play, which):
+    limits = Limits("100M", output=10)
+
+    async def script(stage):
+        _, worker = await stage.first()
+        stage.run(1, 2, 3)
+        await stage.go_on()
+        assert worker.take() == 1
+        if which == "memory":
+            worker.say_done(word=200, failure=Failure("MemoryError", "", ""))
+        else:
+            worker.say_done((b"x" * 11, b""))
+            assert worker.take() == 2
+        await stage.go_on()
+        (ended,) = [each for each in stage.said[1] if isinstance(each, (Result, Error))]
+        assert ended.exceeded.which == which
+        for action in (2, 3):
+            if worker.dead:
+                worker = stage.second()
+            if worker.has is None:
+                assert worker.take() == action
+            worker.say_done()
+            await stage.go_on()
+            assert stage.outcome(action) == action
+
+    play(script, limits=limits)
+
+
+def test_one_that_writes_more_than_it_may_before_a_display_ends_there(play):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        worker.take()
+        stage.sandboxes[0]._look_away()
+        os.write(init.out, b"x" * 11)
+        worker.say(wire.Drain(300))
+        await stage.go_on()
+        assert worker.sock.recv(2) == bytes((300 & 0xFF,))
+        assert [each.signal for each in init.signals] == [signal.SIGKILL]
+
+    play(script, limits=Limits(output=10))
 
 
 @pytest.mark.parametrize(
@@ -751,7 +802,9 @@ class Walk:
                 self.wrote[worker.has] += 1
         elif what == "work" and worker.has is not None:
             action = worker.has
-            if worker.say_done(init.take_output()):
+            leaves = self.dice.random() < 0.3
+            its = ((None, None), self.dice.randrange(256)) if leaves else (init.take_output(),)
+            if worker.say_done(*its):
                 self.gave.add(action)
         elif what == "work":
             self.take(worker)
@@ -856,8 +909,8 @@ class Lies(Walk):
         message = dice.choice(
             [
                 wire.Done(number, said, used, dice.choice([(b"", b""), (b"x" * 9999, None)])),
-                wire.Done(number, said, used),
-                wire.Drain(),
+                wire.Done(number, said, used, word=number),
+                wire.Drain(number),
                 wire.Idle(),
                 Part(b"x" * dice.choice([0, 9])),
                 File(name, b"x" * dice.choice([0, 9, 2000]), dice.random() < 0.5),
