@@ -396,6 +396,22 @@ def test_what_reaches_a_limit_at_its_end_ends_alone(play, which):
     play(script, limits=limits)
 
 
+def test_what_was_displayed_before_it_was_printed_is_heard_before(play):
+    async def script(stage):
+        init, worker = await stage.first()
+        stage.run(1)
+        await stage.go_on()
+        worker.take()
+        worker.say(Display(Bundle({"text/plain": "1"})))
+        os.write(init.out, b"2")
+        for _ in range(2):
+            stage.sandboxes[0]._readable("stdout")
+        stage.session.send()
+        assert [type(each) for each in stage.said[1]] == [Start, Display, Stream]
+
+    play(script)
+
+
 def test_one_that_writes_more_than_it_may_before_a_display_ends_there(play):
     async def script(stage):
         init, worker = await stage.first()
