@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mentis_pool.limits import Limits
-from mentis_pool.runtime import meter, program
+from mentis_pool.runtime import meter
 
 _ALONE = "runtime"
 _KEPT = 32 << 20
@@ -212,7 +212,8 @@ class Groups:
 
     def _settle(self, its: Place) -> None:
         with _locked(its.base):
-            _sweep(its.base)
+            # What comes last in a runtime's name is its own.
+            _sweep(its.base, self._name.rpartition("-")[0] + "-")
             self._directory = os.path.join(its.base, self._name)
             os.mkdir(self._directory)
             self._place = its
@@ -434,10 +435,10 @@ def _locked(group: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _sweep(base: str) -> None:
+def _sweep(base: str, prefix: str) -> None:
     """Remove what runtimes have left that were killed; with the base locked."""
     for name in os.listdir(base):
-        if not name.startswith(program.prefix()):
+        if not name.startswith(prefix):
             continue
         with contextlib.suppress(OSError):
             lock = os.open(os.path.join(base, name), os.O_RDONLY | os.O_DIRECTORY)
