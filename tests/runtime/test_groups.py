@@ -548,7 +548,7 @@ def test_what_a_killed_runtime_left_is_swept(handed):
     def swept():
         # The last of it may be on its way out.
         with groups._locked(base):
-            groups._sweep(base)
+            groups._sweep(base, program.prefix())
         return not os.path.exists(os.path.join(base, name))
 
     eventually(swept)
