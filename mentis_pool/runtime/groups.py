@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mentis_pool.limits import Limits
-from mentis_pool.runtime import meter
+from mentis_pool.runtime import meter, posix
 
 _ALONE = "runtime"
 _KEPT = 32 << 20
@@ -412,11 +412,7 @@ def _gather(first: int, group: str) -> None:
 
 
 def _write(group: str, name: str, text: str) -> None:
-    fd = os.open(os.path.join(group, name), os.O_WRONLY)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+    posix.set_in(os.path.join(group, name), text.encode())
 
 
 def _words(group: str, name: str) -> list[str]:

@@ -136,12 +136,17 @@ def _children_file() -> str:
 def be_killed_first() -> None:
     """Where memory runs out, have this process and its children go before all others (proc(5), Linux)."""
     with contextlib.suppress(OSError):
-        # Not open(), which has a hundred pages more to touch, and so to copy.
-        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        try:
-            os.write(fd, b"1000")
-        finally:
-            os.close(fd)
+        set_in("/proc/self/oom_score_adj", b"1000")
+
+
+def set_in(path: str, value: bytes) -> None:
+    """Write to a file by which the kernel is told something, in one call."""
+    # Not open(), which has a hundred pages more to touch, and so to copy.
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, value)
+    finally:
+        os.close(fd)
 
 
 def children() -> list[int]:

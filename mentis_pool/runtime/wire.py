@@ -137,8 +137,8 @@ class Executed(_Message, tag=23, frozen=True):
 class RunWork(_Message, tag=30, frozen=True):
     """Run this; ``stdin`` is what it reads. ``number`` is of the action.
 
-    ``namespace``: "new"; "only": the same, and nothing comes after it; "keep": everything is as the last run left it (variables,
-    directory, `_`). "initialize": it is the initializer, whose names every later cell has;
+    ``namespace``: "new"; "only": the same, and nothing comes after it; "keep": everything is as
+    the last run left it (variables, directory, `_`). "initialize": it is the initializer, whose names every later cell has;
     its result has the output as its text.
     """
 
@@ -176,7 +176,7 @@ class Done(_Message, tag=32, frozen=True):
     word: int | None = None
 
 
-class Drain(_Message, tag=33, frozen=True):
+class Drain(_Message, tag=34, frozen=True):
     """What is in the pipes comes before what is said next, for which this byte is awaited."""
 
     word: int
