@@ -126,7 +126,8 @@ class Meter:
         now = time.monotonic()
         if self._exact is not None:
             until, of, figure = self._exact
-            if now < until and (enough is None or figure + resident - of <= enough):
+            most = max(figure, figure + resident - of)
+            if now < until and (enough is None or most <= enough):
                 return figure
         figure = sum(_exact_memory(process) for process in found)
         took = time.monotonic() - now
@@ -207,8 +208,9 @@ def _exact_memory(process: _Process) -> int:
         with open(f"/proc/{process.pid}/smaps_rollup", "rb") as file:
             lines = file.read().splitlines()
     except OSError:
-        # It ended, or lets nobody look (PR_SET_DUMPABLE, prctl(2)).
-        return process.resident if os.path.exists(f"/proc/{process.pid}") else 0
+        # It lets nobody look (PR_SET_DUMPABLE, prctl(2)), or has ended: then it holds nothing.
+        now = _stat(process.pid)
+        return 0 if now is None else now.resident
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(_HELD))
 
 

@@ -567,7 +567,8 @@ def struck(executor, runtime, code, attempts=20):
     for _ in range(attempts):
         its = in_group(runtime)
         cell = executor.submit(BEGIN + code)
-        eventually(lambda cell=cell: "begun" in cell.stdout)
+        eventually(lambda cell=cell: "begun" in cell.stdout or cell.done())
+        assert not cell.done(), cell.exception()
         # Nobody watches for as long as it takes.
         os.kill(runtime, signal.SIGSTOP)
         try:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from test_namespaces import ORDINARY, ROOT, SYSTEMS_OWN, behind_a_wall, can_ordinary
 
+from mentis_pool.runtime import meter as meter_module
 from mentis_pool.runtime import posix, probe
 from mentis_pool.runtime.meter import Files, Meter, Reading
 
@@ -106,6 +107,35 @@ def test_what_is_mapped_of_a_file_is_not_held(init, tmp_path):
 def test_who_lets_nobody_look_is_counted_for_all_that_it_may_hold(init):
     hidden = f"import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); b = bytearray({60 * MIB})"
     assert Meter(init(hidden, hidden)).read().memory > 120 * MIB
+
+
+def test_what_was_over_the_limit_and_is_gone_is_not_counted_again(init, monkeypatch):
+    # So what was measured once is good for very long.
+    monkeypatch.setattr(meter_module, "_SHARE_NEAR", 1e-9)
+    pid = init("pass", "pass", f"b = bytearray({60 * MIB})")
+    meter = Meter(pid)
+    assert meter.read(memory=20 * MIB).memory > 60 * MIB
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        os.kill(int(file.read().split()[2]), signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while meter.read(memory=20 * MIB).memory > 20 * MIB:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_who_ends_as_it_is_looked_at_holds_nothing(init, monkeypatch):
+    meter = Meter(init(f"b = bytearray({60 * MIB})", f"b = bytearray({60 * MIB})"))
+
+    def late(pid, real=meter_module._stat):
+        found = real(pid)
+        if found is not None and found.resident > 60 * MIB:
+            os.kill(pid, signal.SIGKILL)
+            while (now := real(pid)) is not None and now.resident:
+                time.sleep(0.001)
+        return found
+
+    monkeypatch.setattr(meter_module, "_stat", late)
+    assert meter.read().memory == 0
 
 
 def test_threads_are_counted_and_their_children_found(init):
