@@ -396,6 +396,9 @@ def idle_runtime(state: State, sandboxes: int) -> Idle:
         while len(inits) == 1:
             chain += inits
             inits = inits[0].children()
+        # One stands by for the next sandbox, and has no worker.
+        chain += [init for init in inits if not init.children()]
+        inits = [init for init in inits if init not in chain]
         if len(inits) != sandboxes:
             sys.exit(f"{len(inits)} sandboxes are open, not {sandboxes}")
         return Idle(

@@ -1,7 +1,7 @@
 """What sandboxes stand on, at each level of isolation: how they are forked, cleaned and bound.
 
-The zygote makes one and enters it; each init, forked by it, settles there; each worker gives up
-what it does not need before its first cell.
+The zygote makes one and enters it; each init, forked by it, stands by there and settles once it is
+wanted; each worker gives up what it does not need before its first cell.
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ class Ground:
         """os.fork(), for an init."""
         return os.fork()
 
+    def stand_by(self) -> None:
+        """As an init: have what there is in each sandbox."""
+        posix.adopt_orphans()
+
     def settle(self, directory: str, limits: Limits) -> None:
         """As an init: have the sandbox whose files go below this directory, if they go anywhere."""
-        posix.adopt_orphans()
         self._directory = directory
         os.environ.update(isolation.sandbox_environment(directory))
 
@@ -101,7 +104,7 @@ class _Walled(Ground):
             raise OSError("this kernel lists no process's children (CONFIG_PROC_CHILDREN)")
         self._program = seccomp.program(platform.machine())
         plan = self._plan
-        self._rooms = namespaces.Rooms(wall.ROOMS, plan["shown"], _SIZE, _FILES, plan["network"])
+        self._rooms = namespaces.Rooms(wall.ROOMS, plan["shown"], plan["network"])
         _try(self)
         kernel.mount("tmpfs", _SCRATCH, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=700")
         os.environ.update(HOME=_SCRATCH, TMPDIR=_SCRATCH)
@@ -113,10 +116,14 @@ class _Walled(Ground):
     def fork(self) -> int:
         return namespaces.fork(self._own)
 
-    def settle(self, directory: str, limits: Limits) -> None:
-        if limits.disk is not None:
-            self._rooms.bound(limits.disk, max(_LEAST_FILES, limits.disk // _PAGE))
+    def stand_by(self) -> None:
         self._rooms.settle()
+
+    def settle(self, directory: str, limits: Limits) -> None:
+        if limits.disk is None:
+            self._rooms.furnish(_SIZE, _FILES)
+        else:
+            self._rooms.furnish(limits.disk, max(_LEAST_FILES, limits.disk // _PAGE))
         if limits.processes is not None:
             # The supervisor's watch is more exact, and later.
             namespaces.limit_processes(limits.processes)
@@ -148,6 +155,7 @@ def _try(ground: Ground) -> None:
     if pid == 0:
         code = 1
         try:
+            ground.stand_by()
             ground.settle("", Limits())
             ground.end_all()
             ground.empty()

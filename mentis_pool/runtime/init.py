@@ -1,6 +1,6 @@
 """The first process of a sandbox: forks workers, kills and cleans up between them.
 
-It runs no code of users. It waits for two things only, a command of the
+It runs no code of users. It stands by until a sandbox is wanted. From then on it waits for two things only, a command of the
 supervisor and the end of a child; when the supervisor is gone (end-of-file on
 its socket) it kills everything in the sandbox and exits.
 """
@@ -33,22 +33,35 @@ class Init:
         self._ground = ground
         self._workers: list[int] = []
         self._commands: list[int] = []
+        self._asked = wire.Unpacker[wire.NewSandbox](wire.NewSandbox)
         self._heard = wire.Unpacker[wire.ToInit](wire.ToInit)  # type: ignore[arg-type]
 
-    def run(self, sock: socket.socket, pipes: list[int], directory: str, limits: Limits) -> None:
-        """Be the init of a sandbox until the supervisor closes ``sock``; leave no process behind.
+    def run(self, asked: socket.socket) -> None:
+        """Be the init of the sandbox that is asked for by ``asked``, if any is, until its end.
 
-        ``pipes``: where its stdout and its stderr go; and where known, what is read there.
+        With the one packet come, as descriptors, its socket, at whose end-of-file it leaves no
+        process behind; where its stdout and its stderr go; and where known, what is read there.
         """
         os.setsid()
-        self._sock = sock
-        self._ground.settle(directory, limits)
-        self._template.settle(pipes, os.environ["PWD"], limits)
+        self._ground.stand_by()
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._woken, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Each page that is written to is copied now, and not when somebody waits.
+        self._template.settle(map(os.dup, (1, 2)), "", Limits())
+        data, fds, _ = posix.receive(asked, wire.PACKET, wire.SANDBOX_FDS)
+        asked.close()
+        if data:
+            (request,) = self._asked.feed(data)
+            self._be_of(request, *fds)
+
+    def _be_of(self, request: wire.NewSandbox, fd: int, *pipes: int) -> None:
+        # Its kind is given: to be asked for it is three calls more.
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
+        self._ground.settle(request.directory, request.limits)
+        self._template.settle(pipes, os.environ["PWD"], request.limits)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._woken, select.POLLIN)

@@ -5,7 +5,8 @@ CAP_SYS_ADMIN over what it sees, and no other capability but CAP_NET_ADMIN::
 
     enter()           the zygote goes into a pid namespace that it has made itself
     fork()            each init is pid 1 of another one,
-    Rooms.settle()    and gives itself mounts, ipc and a network;
+    Rooms.settle()    and gives itself mounts, ipc and a network,
+    Rooms.furnish()   and directories with its limit;
     Rooms.end_all()   between cells it ends what runs there,
     Rooms.renew()     and makes anew those of them that keep something
     Rooms.give_up()   a worker drops what its init still needs, and cannot come back
@@ -79,23 +80,14 @@ class Rooms:
     Args:
         paths: where they are: each an empty directory of the wall, but for what is shown.
         shown: what the wall shows from the host below these paths, and is to be seen again.
-        size: bytes that they hold together.
-        files: how many files and directories.
         network: "none" for a loopback of its own, and no more; "host" for what the wall has.
     """
 
-    def __init__(
-        self, paths: Iterable[str], shown: Iterable[str], size: int, files: int, network: str
-    ) -> None:
+    def __init__(self, paths: Iterable[str], shown: Iterable[str], network: str) -> None:
         self._paths = tuple(paths)
         self._network = network
-        self.bound(size, files)
         self._shown = sorted(shown)
         self._opened: dict[str, int] = {}
-
-    def bound(self, size: int, files: int) -> None:
-        """Before `settle`: have another limit."""
-        self._options = f"size={size},nr_inodes={files},mode=700"
 
     def settle(self) -> None:
         """As pid 1 of a new pid namespace: have mounts, ipc and a network of one's own."""
@@ -111,6 +103,10 @@ class Rooms:
         # Pseudo terminals are numbered, and could be opened by their number.
         options = "newinstance,ptmxmode=0666,mode=620"
         kernel.mount("devpts", "/dev/pts", "devpts", kernel.NO_SUID | kernel.NO_EXEC, options)
+
+    def furnish(self, size: int, files: int) -> None:
+        """Once settled: have the directories, which hold so many bytes, and files and directories."""
+        self._options = f"size={size},nr_inodes={files},mode=700"
         self._mount()
 
     def end_all(self) -> None:

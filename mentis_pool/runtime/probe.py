@@ -24,9 +24,10 @@ import os, platform, sys
 sys.path[:] = sys.argv[1:]
 from mentis_pool.runtime import namespaces, seccomp
 own = namespaces.enter()
-rooms = namespaces.Rooms(("/work", "/tmp", "/dev/shm"), [], 1 << 20, 100, "none")
+rooms = namespaces.Rooms(("/work", "/tmp", "/dev/shm"), [], "none")
 if (pid := namespaces.fork(own)) == 0:
     rooms.settle()
+    rooms.furnish(1 << 20, 100)
     rooms.end_all()
     rooms.renew()
     rooms.give_up(seccomp.program(platform.machine()))

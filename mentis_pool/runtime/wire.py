@@ -19,6 +19,8 @@ MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of one message; a longer one is refused."""
 PACKET = 64 * 1024
 """Bytes of a packet to a worker, at most."""
+SANDBOX_FDS = 5
+"""Descriptors that come with the request for a sandbox, at most."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 import msgspec
@@ -131,8 +131,10 @@ class Worker:
         self._renew_streams()
         self._shell.clear()
 
-    def settle(self, pipes: list[int], work: str, limits: Limits) -> None:
-        """In an init: be of this sandbox."""
+    def settle(self, pipes: Iterable[int], work: str, limits: Limits) -> None:
+        """In an init: be of this sandbox, and no other from then on."""
+        for fd in (*self._out, *self._ends):
+            os.close(fd)
         memory = limits.memory
         if memory is not None:
             # What it has already is the zygote's.

@@ -1,12 +1,14 @@
 """The warm process that sandboxes are forked from: single-threaded, runs no code of users.
 
 It imports IPython and what is to be preloaded, builds the shell once, and then
-forks an init for each sandbox that the supervisor asks for. When the supervisor
+has an init ready for each sandbox that the supervisor asks for: one stands by, and
+when it has got its sandbox, the next one is forked. When the supervisor
 is gone it waits for the sandboxes to end, kills what is left, and exits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -22,8 +24,6 @@ from mentis_pool.runtime import forks, grounds, posix, wire
 
 STANDS = b"\n"
 """Said when the ground holds."""
-_MOST_FDS = 5
-"""That come with a request for a sandbox."""
 _PATIENCE = 3.0
 """Seconds that the sandboxes have to end by themselves."""
 
@@ -91,13 +91,15 @@ def _not_imported(name: str, exc: BaseException) -> str:
 
 class _Zygote:
     def __init__(
-        self, sock: socket.socket, ground: grounds.Ground, be_init: Callable[..., None]
+        self, sock: socket.socket, ground: grounds.Ground, be_init: Callable[[socket.socket], None]
     ) -> None:
         self._sock = sock
         self._be_init = be_init
         self._ground = ground
         self._inits: dict[int, str] = {}
         """Directories of sandboxes, by the pid of their init."""
+        self._standby: tuple[int, socket.socket] | None = None
+        """The pid of an init that has no sandbox yet, and by what it is told of one."""
         self._woken, self._wake = os.pipe()
         # An init has its sandbox's pipes in the place of this.
         self._log = os.dup(2)
@@ -113,55 +115,70 @@ class _Zygote:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
+        self._have_standby()
         while True:
             ready = dict(poll.poll())
             if self._woken in ready:
                 os.read(self._woken, 4096)
                 self._reap()
             if self._sock.fileno() in ready:
-                data, fds, _, _ = socket.recv_fds(self._sock, 65536, _MOST_FDS)
+                data, fds, _, _ = socket.recv_fds(self._sock, 65536, wire.SANDBOX_FDS)
                 if not data:
                     break
                 # One request has one set of descriptors, and is read alone: the
                 # kernel ends a read where descriptors came along.
                 for request in requests.feed(data):
                     if isinstance(request, wire.NewSandbox):
-                        self._fork(request, fds)
+                        self._begin(request, fds)
+                        self._have_standby()
                     else:
                         self._kill_init(request.directory)
         self._end()
 
-    def _fork(self, request: wire.NewSandbox, fds: list[int]) -> None:
+    def _begin(self, request: wire.NewSandbox, fds: list[int]) -> None:
+        # The one that stands by may have been killed: then the next one gets it.
+        for _ in range(2):
+            why = self._have_standby()
+            if self._standby is None:
+                # The supervisor sees the end of the socket: that sandbox is lost, and no other.
+                os.write(self._log, f"no sandbox can be forked: {why}\n".encode())
+                break
+            (pid, sock), self._standby = self._standby, None
+            self._inits[pid] = request.directory
+            with sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                posix.send(sock, wire.pack(request), fds)
+                break
+        for fd in fds:
+            os.close(fd)
+
+    def _have_standby(self) -> OSError | None:
+        """Fork an init, if none stands by; why there is none."""
+        if self._standby is not None:
+            return None
+        ours, theirs = posix.packets()
         try:
             pid = self._ground.fork()
         except OSError as exc:
-            # The supervisor sees the end of the socket: that sandbox is lost, and no other.
-            os.write(self._log, f"no sandbox can be forked: {exc}\n".encode())
-            pid = -1
+            ours.close()
+            theirs.close()
+            return exc
         if pid == 0:
             code = 1
             try:
                 signal.set_wakeup_fd(-1)
+                ours.close()
                 self._sock.close()
                 os.close(self._woken)
                 os.close(self._wake)
-                sock, *pipes = fds
-                # Its kind is given: to be asked for it is three calls more.
-                self._be_init(
-                    socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, sock),
-                    pipes,
-                    request.directory,
-                    request.limits,
-                )
+                self._be_init(theirs)
                 code = 0
             except BaseException:  # noqa: BLE001 - the last words of this process
                 os.write(self._log, traceback.format_exc().encode())
             finally:
                 os._exit(code)
-        if pid > 0:
-            self._inits[pid] = request.directory
-        for fd in fds:
-            os.close(fd)
+        theirs.close()
+        self._standby = pid, ours
+        return None
 
     def _kill_init(self, directory: str) -> None:
         # Its workers are killed with it; what else it had becomes our child, and is killed as such.
@@ -178,12 +195,22 @@ class _Zygote:
             if pid == 0:
                 break
             self._inits.pop(pid, None)
+            if self._standby is not None and self._standby[0] == pid:
+                self._dismiss()
         # Whoever is our child and no init was left by one that was killed.
+        standby = () if self._standby is None else self._standby[:1]
         for pid in posix.children():
-            if pid not in self._inits:
+            if pid not in self._inits and pid not in standby:
                 os.kill(pid, signal.SIGKILL)
 
+    def _dismiss(self) -> None:
+        """None stands by any more."""
+        if self._standby is not None:
+            self._standby[1].close()
+            self._standby = None
+
     def _end(self) -> None:
+        self._dismiss()
         deadline = time.monotonic() + _PATIENCE
         while self._inits and time.monotonic() < deadline:
             select.select([self._woken], [], [], 0.1)

@@ -43,8 +43,9 @@ def await_all():
             os.waitpid(-1, 0)
 
 
-def be_init(rooms, sock, walls, limited):
+def be_init(rooms, room, sock, walls, limited):
     rooms.settle()
+    rooms.furnish(*room)
     answer(sock, namespaces.limit_processes(20) if limited else os.getpid())
     while said := sock.recv(65536):
         step, code = json.loads(said)
@@ -68,7 +69,7 @@ def be_init(rooms, sock, walls, limited):
 
 def main(shown, steps, size=64 << 20, files=1000, network="none", walls=True, limited=False):
     own = namespaces.enter()
-    rooms = namespaces.Rooms(("/work", "/tmp", "/dev/shm"), shown, size, files, network)
+    rooms = namespaces.Rooms(("/work", "/tmp", "/dev/shm"), shown, network)
     slots, results = {}, []
     for step, name, code in steps:
         began = time.perf_counter()
@@ -80,7 +81,7 @@ def main(shown, steps, size=64 << 20, files=1000, network="none", walls=True, li
                 for its, _ in slots.values():
                     its.close()
                 try:
-                    be_init(rooms, theirs, walls, limited)
+                    be_init(rooms, (size, files), theirs, walls, limited)
                 except BaseException:  # noqa: BLE001 - its last words
                     answer(theirs, traceback.format_exc())
                 os._exit(0)

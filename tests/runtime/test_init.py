@@ -61,6 +61,9 @@ class EndsAll(grounds.Ground):
     def __init__(self, said):
         self.said = said
 
+    def stand_by(self):
+        posix.adopt_orphans()
+
     def settle(self, directory, limits): ...
 
     def end_all(self):
@@ -94,8 +97,9 @@ def an_init():
         code = 1
         try:
             ours.close()
-            posix.adopt_orphans()
-            init.Init(Waits(), EndsAll(said)).run(theirs, [], "", Limits())
+            by, asked = posix.packets()
+            posix.send(by, wire.pack(wire.NewSandbox("")), [theirs.detach()])
+            init.Init(Waits(), EndsAll(said)).run(asked)
             code = 0
         finally:
             os._exit(code)
