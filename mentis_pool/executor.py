@@ -36,7 +36,7 @@ from mentis_pool.limits import Limits
 from mentis_pool.observations import Stream
 from mentis_pool.payload import Call, pack_call, pickle_variables
 from mentis_pool.pool import CALLS, CELLS
-from mentis_pool.pool_stream import MAX_RUN, Cells, Open, PickledCall, Shell, Work
+from mentis_pool.pool_stream import MAX_RESULT, MAX_RUN, Cells, Open, PickledCall, Shell, Work
 from mentis_pool.rebuild import rebuild
 from mentis_pool.results import CellResult, SandboxUsage
 from mentis_pool.runtime.local import cpus
@@ -82,6 +82,8 @@ class SandboxExecutor(Executor):
             lost before it began (see `options`), are tried again.
         max_output: bytes kept of each of stdout and stderr, beginning and end;
             None for all.
+        max_result: bytes of what one call may return or raise, pickled, all of which this
+            process then holds; None for any number.
         max_queue: tasks that may wait at once; None for any number.
         when_full: "block": `submit` waits then; "raise": it raises `QueueFull`. A
             submit in a callback never waits.
@@ -118,6 +120,7 @@ class SandboxExecutor(Executor):
         timeout: float | None = None,
         retries: int = 2,
         max_output: int | None = MAX_OUTPUT,
+        max_result: int | None = MAX_RESULT,
         max_queue: int | None = None,
         when_full: Literal["block", "raise"] = "block",
         trust: Iterable[type | str] | Literal["all"] = (),
@@ -133,6 +136,7 @@ class SandboxExecutor(Executor):
         _check_count("retries", retries, 0)
         for name, value, least in (
             ("max_output", max_output, 0),
+            ("max_result", max_result, 1),
             ("max_queue", max_queue, 1),
             ("max_tasks_per_child", max_tasks_per_child, 1),
         ):
@@ -167,6 +171,7 @@ class SandboxExecutor(Executor):
         threads = max(1, cpus() // max_workers)
         trusted = Trust.of(trust)
         self._max_output = max_output
+        self._max_result = max_result
         self._max_workers = max_workers
         self._settings = Settings(timeout=_checked_seconds("timeout", timeout), retries=retries)
         self._lane = CELLS
@@ -296,7 +301,7 @@ class SandboxExecutor(Executor):
         except PayloadError as exc:
             call, error = Call(b"", frozenset(), None), exc
         path = [os.path.abspath(entry) for entry in sys.path if entry not in self._path]
-        work = PickledCall(call.pickled, chunk, path)
+        work = PickledCall(call.pickled, chunk, path, self._max_result)
         task = self._task(work, len(call.pickled), CALLS, Call(b"", call.packages, call.classes))
         future = task.future = CallFuture(task, self._engine)
         if error is None:

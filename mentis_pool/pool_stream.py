@@ -41,6 +41,8 @@ State = Literal["fresh", "reuse", "new", "session"]
 
 MAX_RUN = 1 << 30
 """Bytes of sources, variables, calls and input that one run may have, all together."""
+MAX_RESULT = 1 << 30
+"""Bytes of what one call may give, where nobody says otherwise."""
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True):
@@ -68,12 +70,14 @@ class PickledCall(_Message, tag=1, frozen=True):
     """A callable and its arguments, rebuilt in the sandbox only.
 
     With ``chunk`` it is called with each of a list of arguments, and the results are a list.
-    ``path`` has directories to import from that the runtime does not know of.
+    ``path`` has directories to import from that the runtime does not know of. What it returns or
+    raises has ``max_result`` bytes at most (None: no such limit).
     """
 
     pickled: bytes
     chunk: bool = False
     path: list[str] = []
+    max_result: int | None = MAX_RESULT
 
 
 class Shell(_Message, tag=2, frozen=True):

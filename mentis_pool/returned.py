@@ -21,9 +21,6 @@ from mentis_pool.boxes import Boxed, box, boxed
 from mentis_pool.errors import PayloadError, in_words
 from mentis_pool.standard_types import Packer
 
-MAX_RESULT = 1 << 30
-"""Bytes of what one call may return."""
-
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes, bytearray))
 
 
@@ -31,10 +28,10 @@ def pack_value(value: object) -> bytes:
     """Pickle what a call returned.
 
     Raises:
-        PayloadError: it cannot be pickled, is of no kind that travels, or is too large.
+        PayloadError: it cannot be pickled, or is of no kind that travels.
     """
     if type(value) in _PLAIN:
-        return _bounded("the result", pickle.dumps(value, 5))
+        return pickle.dumps(value, 5)
     return _pack("the result", value)
 
 
@@ -42,7 +39,7 @@ def pack_exception(exc: BaseException) -> bytes:
     """Pickle what a call raised: class, arguments and attributes; no cause, no traceback.
 
     Raises:
-        PayloadError: an argument or attribute cannot be pickled, or is too large.
+        PayloadError: an argument or attribute cannot be pickled.
     """
     return _pack("the exception", exc)
 
@@ -55,16 +52,7 @@ def _pack(what: str, value: object) -> bytes:
         raise PayloadError(
             f"{what} ({type(value).__name__}) cannot travel from the sandbox: {in_words(exc)}"
         ) from exc
-    return _bounded(what, file.getvalue())
-
-
-def _bounded(what: str, pickled: bytes) -> bytes:
-    if len(pickled) > MAX_RESULT:
-        raise PayloadError(
-            f"{what} has {len(pickled)} bytes, over the limit of {MAX_RESULT}: "
-            "write it to a file that lasts (not in the sandbox's own directories), and return its path"
-        )
-    return pickled
+    return file.getvalue()
 
 
 class _Pickler(pickle.Pickler):

@@ -287,6 +287,41 @@ def test_an_exception_may_be_as_large_as_a_result(executor):
     assert exc.args == (b"x" * (65 << 20),)
 
 
+# Sends one part after the other, as no call does.
+ENDLESS = """
+import sys
+frame = sys._getframe()
+while "_part" not in dir(frame.f_locals.get("self")):
+    frame = frame.f_back
+while True:
+    frame.f_locals["self"]._part(bytes(1 << 16))
+"""
+
+
+def test_what_a_call_gives_is_bounded_by_max_result():
+    with SandboxExecutor(1, max_result=1_000_000, retries=0) as executor:
+        assert executor.submit(bytes, 900_000).result() == bytes(900_000)
+        pid = executor.submit(os.getpid).result()
+        large = r"1000\d\d\d bytes, over the limit of 1000000: SandboxExecutor\(max_result=…\) allows more"
+        with pytest.raises(PayloadError, match=f"^the result has {large}; or write it to a file"):
+            executor.submit(bytes, 1_000_000).result()
+        with pytest.raises(PayloadError, match=f"^the exception has {large}"):
+            executor.submit(lambda: raise_(ValueError(b"x" * 1_000_000))).result()
+        # Its process has done nothing wrong.
+        assert executor.submit(os.getpid).result() == pid
+        with pytest.raises(PayloadError, match="the result has more than 1000000 bytes: Sand"):
+            executor.submit(exec, ENDLESS, {}).result()
+        assert executor.submit(abs, -1).result() == 1
+
+
+def test_max_result_is_a_number_of_bytes_or_none():
+    for wrong in (0, -1, 1.5, "1"):
+        with pytest.raises((ValueError, TypeError), match="max_result"):
+            SandboxExecutor(1, max_result=wrong)
+    with SandboxExecutor(1, max_result=None) as executor:
+        assert len(executor.submit(bytes, 2_000_000).result()) == 2_000_000
+
+
 def test_large_arrays_go_and_come_back(executor):
     import numpy as np
 

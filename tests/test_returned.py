@@ -79,17 +79,6 @@ def test_what_cannot_travel_is_named_with_its_reason(value):
         pack_exception(ValueError(value))
 
 
-def test_what_is_too_large_does_not_leave_the_sandbox(monkeypatch):
-    monkeypatch.setattr("mentis_pool.returned.MAX_RESULT", 100)
-    assert pack_value(b"x" * 50)
-    large = r"has \d+ bytes, over the limit of 100: write it to a file that lasts"
-    for value in (b"x" * 100, ["x" * 100]):
-        with pytest.raises(PayloadError, match=f"the result {large}"):
-            pack_value(value)
-    with pytest.raises(PayloadError, match=f"the exception {large}"):
-        pack_exception(ValueError("x" * 100))
-
-
 def test_what_leaves_while_it_is_pickled_is_let_through():
     # As from the call itself: it is what the call raised.
     with pytest.raises(SystemExit):

@@ -25,8 +25,7 @@ from mentis_pool.observations import (
     StreamName,
 )
 from mentis_pool.output import StreamBound
-from mentis_pool.pool_stream import Run
-from mentis_pool.returned import MAX_RESULT
+from mentis_pool.pool_stream import PickledCall, Run
 
 DISPLAY_LIMIT = 64 * 1024 * 1024
 """Bytes of displays of one action, where ``max_output`` sets no lower limit."""
@@ -43,7 +42,9 @@ class Action:
         self.number = run.action
         self.run = run
         self.timed_out: Literal["timeout", "deadline"] | None = None
-        self._result_left = MAX_RESULT
+        work = run.work
+        most = work.max_result if isinstance(work, PickledCall) else 0
+        self._result_left = math.inf if most is None else most
         given = run.given
         self.awaits_files = given is not None and bool(given.files)
         """Whether it does not have all its files yet."""

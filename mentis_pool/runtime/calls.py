@@ -36,23 +36,34 @@ def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
     try:
         value = [function(*each) for each in args] if work.chunk else function(*args, **kwargs)
     except Exception as exc:  # noqa: BLE001 - whatever it raises is its outcome
-        return raised(exc, part)
+        return raised(work, exc, part)
     del function, args, kwargs
     try:
-        result = pack_value(value)
+        result = _bounded("the result", pack_value(value), work)
     except PayloadError as exc:
         return Error("payload", str(exc))
     return Result(pickled=_last(result, part))
 
 
-def raised(exc: BaseException, part: Callable[[bytes], None]) -> Result | Error:
+def raised(work: PickledCall, exc: BaseException, part: Callable[[bytes], None]) -> Result | Error:
     """What a call's exception is, as text and as bytes; ``part`` as for `call`."""
     failure = failure_of(exc)
     try:
-        pickled = pack_exception(exc)
+        pickled = _bounded("the exception", pack_exception(exc), work)
     except PayloadError as wrong:
         return Error("payload", f"{wrong}\n\n{failure.traceback}")
     return Result(failure=failure, pickled=_last(pickled, part))
+
+
+def _bounded(what: str, pickled: bytes, work: PickledCall) -> bytes:
+    most = work.max_result
+    if most is not None and len(pickled) > most:
+        raise PayloadError(
+            f"{what} has {len(pickled)} bytes, over the limit of {most}: "
+            "SandboxExecutor(max_result=…) allows more; or write it to a file that lasts "
+            "(not in the sandbox's own directories), and return its path"
+        )
+    return pickled
 
 
 def _last(pickled: bytes, part: Callable[[bytes], None]) -> bytes:

@@ -57,7 +57,6 @@ from mentis_pool.observations import (
     Wanted,
 )
 from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Put, Run, Shell, Standing, Work
-from mentis_pool.returned import MAX_RESULT
 from mentis_pool.runtime import groups, isolation, posix, wire
 from mentis_pool.runtime.action import Action, death
 from mentis_pool.runtime.groups import Group, Groups
@@ -965,7 +964,7 @@ class Sandbox:
                 return
             if not action.take(message):
                 worker.broken = True
-                self._kill(Error("payload", f"the result has more than {MAX_RESULT} bytes"))
+                self._kill(Error("payload", _TOO_LARGE.format(action.run.work.max_result)))
                 return
             self._say(action, [message])
             if self._listener.congested():
@@ -1430,6 +1429,9 @@ class Supervisor:
         for sandbox in list(self._sandboxes):
             sandbox.close("the runtime ends")
         self._zygote.close()
+
+
+_TOO_LARGE = "the result has more than {} bytes: SandboxExecutor(max_result=…) allows more"
 
 
 def _may_be_followed(run: Run) -> bool:

@@ -333,7 +333,7 @@ class Worker:
 
     def _raised(self, work: Work, exc: BaseException) -> Result | Error:
         if isinstance(work, PickledCall):
-            return calls.raised(exc, self._part)
+            return calls.raised(work, exc, self._part)
         return Result(failure=failure_of(exc))
 
     def _begin(self) -> None:

@@ -155,13 +155,15 @@ class _Zygote:
         """Fork an init, if none stands by; why there is none."""
         if self._standby is not None:
             return None
-        ours, theirs = posix.packets()
+        pair: tuple[socket.socket, ...] = ()
         try:
+            pair = posix.packets()
             pid = self._ground.fork()
         except OSError as exc:
-            ours.close()
-            theirs.close()
+            for each in pair:
+                each.close()
             return exc
+        ours, theirs = pair
         if pid == 0:
             code = 1
             try:

@@ -25,9 +25,7 @@ from mentis_pool.observations import (
     Start,
     Stream,
 )
-from mentis_pool.pool_stream import Cells, Given, Run
-from mentis_pool.returned import MAX_RESULT
-from mentis_pool.runtime import action as module
+from mentis_pool.pool_stream import Cells, Given, PickledCall, Run
 from mentis_pool.runtime.action import DISPLAY_LIMIT, Action, death
 
 
@@ -107,19 +105,25 @@ def test_a_run_that_was_not_done_in_time_has_missed_its_deadline(said):
     assert end == End(2.0)
 
 
-def test_the_parts_of_a_result_have_a_limit_together(monkeypatch):
-    assert MAX_RESULT >= 1 << 30
-    monkeypatch.setattr(module, "MAX_RESULT", 1_000_000)
-    action = Action(a_run())
+def test_the_parts_of_a_result_have_a_limit_together():
+    action = Action(a_run(work=PickledCall(b"", max_result=1_000_000)))
     assert action.take(Part(b"1" * 600_000))
     assert action.take(Part(b"1" * 400_000))
     assert not action.take(Part(b"1"))
 
 
-def test_empty_parts_of_a_result_have_an_end(monkeypatch):
+def test_where_a_result_has_no_limit_any_number_of_parts_may_come():
+    action = Action(a_run(work=PickledCall(b"", max_result=None)))
+    assert all(action.take(Part(bytes(1 << 20))) for _ in range(5000))
+
+
+def test_a_cell_has_no_part_of_a_result():
+    assert not Action(a_run(work=Cells([b"1"]))).take(Part(b"1"))
+
+
+def test_empty_parts_of_a_result_have_an_end():
     # Each costs its reader some hundred bytes, and time.
-    monkeypatch.setattr(module, "MAX_RESULT", 1_000_000)
-    action = Action(a_run())
+    action = Action(a_run(work=PickledCall(b"", max_result=1_000_000)))
     assert sum(action.take(Part(b"")) for _ in range(1000)) < 100
 
 
