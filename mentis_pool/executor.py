@@ -82,8 +82,8 @@ class SandboxExecutor(Executor):
             lost before it began (see `options`), are tried again.
         max_output: bytes kept of each of stdout and stderr, beginning and end;
             None for all.
-        max_result: bytes of what one call may return or raise, pickled, all of which this
-            process then holds; None for any number.
+        max_result: bytes of what one call, or a chunk of `map`, may return or raise, pickled.
+            This process holds all of it: with None, any number, a hostile call may fill its memory.
         max_queue: tasks that may wait at once; None for any number.
         when_full: "block": `submit` waits then; "raise": it raises `QueueFull`. A
             submit in a callback never waits.
@@ -664,8 +664,8 @@ def _check_workers(value: object) -> None:
 def _check_count(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {_described(value)}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+    if not least <= value < 1 << 63:
+        raise ValueError(f"{name} must be at least {least}, and below 2 ** 63, not {value}")
 
 
 def _checked_seconds(name: str, seconds: object) -> float | None:

@@ -314,8 +314,32 @@ def test_what_a_call_gives_is_bounded_by_max_result():
         assert executor.submit(abs, -1).result() == 1
 
 
+# Whoever was to look at its size does not any more.
+UNBOUNDED = """
+from mentis_pool.runtime import calls
+calls._bounded = lambda what, pickled, work: pickled
+calls.PART = 1 << 40
+"""
+
+
+def test_what_a_hostile_call_gives_in_one_message_is_bounded_as_well():
+    with SandboxExecutor(1, max_result=1_000_000, retries=0) as executor:
+        executor.submit(exec, UNBOUNDED, {}).result()
+        assert len(executor.submit(bytes, 900_000).result()) == 900_000
+        with pytest.raises(PayloadError, match="the result has more than 1000000 bytes"):
+            executor.submit(bytes, 2_000_000).result()
+        assert executor.submit(abs, -1).result() == 1
+
+
+def test_what_a_chunk_gives_is_bounded_together():
+    with SandboxExecutor(1, max_result=1000) as executor:
+        assert len(list(executor.map(bytes, [100] * 20))) == 20
+        with pytest.raises(PayloadError, match="a smaller chunksize makes less of it"):
+            list(executor.map(bytes, [100] * 20, chunksize=20))
+
+
 def test_max_result_is_a_number_of_bytes_or_none():
-    for wrong in (0, -1, 1.5, "1"):
+    for wrong in (0, -1, 1.5, "1", 1 << 63):
         with pytest.raises((ValueError, TypeError), match="max_result"):
             SandboxExecutor(1, max_result=wrong)
     with SandboxExecutor(1, max_result=None) as executor:

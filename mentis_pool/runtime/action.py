@@ -67,10 +67,13 @@ class Action:
         self.started = now
         return [Start(wall, sandbox)]
 
-    def take(self, part: Part) -> bool:
-        """Whether one more part of its result is within the limit."""
-        # An empty one costs its reader memory as well.
-        self._result_left -= max(len(part.data), _LEAST_PART)
+    def take(self, part: Part | Result) -> bool:
+        """Whether one more part of its result, or the end of it, is within the limit."""
+        if isinstance(part, Result):
+            self._result_left -= len(part.pickled or b"")
+        else:
+            # An empty one costs its reader memory as well.
+            self._result_left -= max(len(part.data), _LEAST_PART)
         return self._result_left >= 0
 
     def fetched(self, said: File | Left) -> str | None:

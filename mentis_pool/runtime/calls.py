@@ -58,9 +58,10 @@ def raised(work: PickledCall, exc: BaseException, part: Callable[[bytes], None])
 def _bounded(what: str, pickled: bytes, work: PickledCall) -> bytes:
     most = work.max_result
     if most is not None and len(pickled) > most:
+        fewer = ", and a smaller chunksize makes less of it" if work.chunk else ""
         raise PayloadError(
             f"{what} has {len(pickled)} bytes, over the limit of {most}: "
-            "SandboxExecutor(max_result=…) allows more; or write it to a file that lasts "
+            f"SandboxExecutor(max_result=…) allows more{fewer}; or write it to a file that lasts "
             "(not in the sandbox's own directories), and return its path"
         )
     return pickled

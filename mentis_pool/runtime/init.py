@@ -1,8 +1,8 @@
 """The first process of a sandbox: forks workers, kills and cleans up between them.
 
-It runs no code of users. It stands by until a sandbox is wanted. From then on it waits for two things only, a command of the
-supervisor and the end of a child; when the supervisor is gone (end-of-file on
-its socket) it kills everything in the sandbox and exits.
+It runs no code of users. It stands by until a sandbox is wanted, or the zygote is gone. Then it
+waits for two things only, a command of the supervisor and the end of a child; when the supervisor
+is gone (end-of-file on its socket) it kills everything in the sandbox and exits.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ class Init:
         self._asked = wire.Unpacker[wire.NewSandbox](wire.NewSandbox)
         self._heard = wire.Unpacker[wire.ToInit](wire.ToInit)  # type: ignore[arg-type]
 
-    def run(self, asked: socket.socket) -> None:
+    def run(self, asked: socket.socket, log: int) -> None:
         """Be the init of the sandbox that is asked for by ``asked``, if any is, until its end.
+
+        ``log`` is where its last words would go: it is not for its workers.
 
         With the one packet come, as descriptors, its socket, at whose end-of-file it leaves no
         process behind; where its stdout and its stderr go; and where known, what is read there.
         """
         os.setsid()
+        self._log = log
         self._ground.stand_by()
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
@@ -131,8 +134,8 @@ class Init:
                 posix.die_with_parent(parent)
                 for each in (ours, filled, self._sock):
                     each.close()
-                os.close(self._woken)
-                os.close(self._wake)
+                for fd in (self._woken, self._wake, self._log):
+                    os.close(fd)
                 self._ground.give_up()
                 self._template.run(theirs, taken, written)
             finally:

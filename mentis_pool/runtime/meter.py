@@ -54,12 +54,12 @@ class Meter:
         self._init = init
         self._names: dict[int, int] = {}
         """What a child of the init is called in its own pid namespace."""
-        self._exact: tuple[float, int, int] | None = None
-        """The last exact figure: until when it is taken, the sum of resident sets then, and itself."""
         self.begin()
 
     def begin(self) -> None:
-        """Count CPU time from the next reading on."""
+        """Count CPU time from the next reading on, and know nothing of the memory before."""
+        self._exact: tuple[float, int, int] | None = None
+        """The last exact figure: until when it is taken, the sum of resident sets then, and itself."""
         self._own: dict[int, float] = {}
         self._before: tuple[float, float] | None = None
         self._cpu = 0.0

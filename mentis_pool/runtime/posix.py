@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import resource
 import signal
 import socket
 import struct
@@ -147,6 +148,17 @@ def set_in(path: str, value: bytes) -> None:
         os.write(fd, value)
     finally:
         os.close(fd)
+
+
+def open_more() -> None:
+    """Have as many descriptors as may be had: the soft limit is the hard one from now on.
+
+    As many may also be on their way in sockets, of all processes of a user, before the kernel
+    takes no more from this one (ETOOMANYREFS of unix(7)): a cell, which has fewer, cannot fill that.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS takes no infinity
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def children() -> list[int]:

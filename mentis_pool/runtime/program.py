@@ -116,18 +116,16 @@ def run(
         NoIsolation: the isolation that was asked for cannot be had.
     """
     import asyncio
-    import resource
 
     import msgspec
 
+    from mentis_pool.runtime import posix
     from mentis_pool.runtime.supervisor import Supervisor
     from mentis_pool.spinning import Selector
 
     sweep(os.path.dirname(directory))
-    # Each sandbox takes a handful of descriptors here; the sandboxes keep their own limit.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS takes no infinity
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Each sandbox takes a handful of descriptors here.
+    posix.open_more()
     standing = zygote.stand()
     # While it warms up.
     standing = msgspec.structs.replace(standing, groups=groups.settle())

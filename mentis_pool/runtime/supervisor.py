@@ -17,7 +17,8 @@ an end-of-file that ends it::
     a command                 its death · its deadline, and it is killed
     a signal to be sent       Signalled · patience passes and the sandbox is given up
     retiring                  Retired · patience passes and the sandbox is given up
-    a worker to be forked     Forked · patience passes and the sandbox is given up
+    a worker to be forked     Forked · patience passes and the sandbox is given up; the first one waits
+                              for an init as well
     an init's socket          end-of-file: the sandbox is lost
     the zygote's socket       end-of-file: the runtime ends
 """
@@ -959,12 +960,7 @@ class Sandbox:
         if isinstance(message, (Display, Cut)):
             self._say(action, action.shown(message))
         elif isinstance(message, Part):
-            if not isinstance(action.run.work, PickledCall):
-                self._break(worker, "it sent part of a result, as no cell has one")
-                return
-            if not action.take(message):
-                worker.broken = True
-                self._kill(Error("payload", _TOO_LARGE.format(action.run.work.max_result)))
+            if not self._takes(action, worker, message):
                 return
             self._say(action, [message])
             if self._listener.congested():
@@ -984,8 +980,22 @@ class Sandbox:
             self._break(worker, f"it sent an error that is not its own: {message.said.kind}")
         elif message.number != action.number:
             self._break(worker, "it sent the end of another run than its own")
-        else:
+        elif isinstance(message.said, Error) or self._takes(action, worker, message.said):
             self._finish(message)
+
+    def _takes(self, action: Action, worker: _Worker, part: Part | Result) -> bool:
+        """Whether this, of what a call gave, is passed on; else its worker is at its end."""
+        work = action.run.work
+        if isinstance(work, PickledCall):
+            if action.take(part):
+                return True
+            worker.broken = True
+            self._kill(Error("payload", _TOO_LARGE.format(work.max_result)))
+        elif isinstance(part, Part) or part.pickled is not None:
+            self._break(worker, "it sent what a call gives, and ran none")
+        else:
+            return True
+        return False
 
     def _is_idle(self, worker: _Worker) -> None:
         """A worker runs nothing: it is ready; or an interrupt came before the run that it is for."""

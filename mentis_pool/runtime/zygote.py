@@ -8,7 +8,6 @@ is gone it waits for the sandboxes to end, kills what is left, and exits.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import os
@@ -18,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mentis_pool.runtime import forks, grounds, posix, wire
 
@@ -39,6 +38,7 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
         preload: modules to import.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    posix.open_more()
     sock = socket.socket(fileno=fd)
     ground = grounds.of(plan)
     ground.enter()
@@ -91,7 +91,10 @@ def _not_imported(name: str, exc: BaseException) -> str:
 
 class _Zygote:
     def __init__(
-        self, sock: socket.socket, ground: grounds.Ground, be_init: Callable[[socket.socket], None]
+        self,
+        sock: socket.socket,
+        ground: grounds.Ground,
+        be_init: Callable[[socket.socket, int], None],
     ) -> None:
         self._sock = sock
         self._be_init = be_init
@@ -138,21 +141,31 @@ class _Zygote:
     def _begin(self, request: wire.NewSandbox, fds: list[int]) -> None:
         # The one that stands by may have been killed: then the next one gets it.
         for _ in range(2):
-            why = self._have_standby()
+            why = self._have_standby(fds)
             if self._standby is None:
-                # The supervisor sees the end of the socket: that sandbox is lost, and no other.
-                os.write(self._log, f"no sandbox can be forked: {why}\n".encode())
                 break
             (pid, sock), self._standby = self._standby, None
             self._inits[pid] = request.directory
-            with sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                posix.send(sock, wire.pack(request), fds)
+            try:
+                with sock:
+                    posix.send(sock, wire.pack(request), fds)
+            except OSError as exc:
+                why = exc
+            else:
+                why = None
                 break
+        if why is not None:
+            # The supervisor sees the end of the socket: that sandbox is lost, and no other.
+            os.write(self._log, f"no sandbox can be forked: {why}\n".encode())
         for fd in fds:
             os.close(fd)
 
-    def _have_standby(self) -> OSError | None:
-        """Fork an init, if none stands by; why there is none."""
+    def _have_standby(self, held: Sequence[int] = ()) -> OSError | None:
+        """Fork an init, if none stands by; why there is none.
+
+        Args:
+            held: descriptors of a sandbox, which it gets by its socket if at all.
+        """
         if self._standby is not None:
             return None
         pair: tuple[socket.socket, ...] = ()
@@ -170,9 +183,9 @@ class _Zygote:
                 signal.set_wakeup_fd(-1)
                 ours.close()
                 self._sock.close()
-                os.close(self._woken)
-                os.close(self._wake)
-                self._be_init(theirs)
+                for fd in (self._woken, self._wake, *held):
+                    os.close(fd)
+                self._be_init(theirs, self._log)
                 code = 0
             except BaseException:  # noqa: BLE001 - the last words of this process
                 os.write(self._log, traceback.format_exc().encode())

@@ -99,7 +99,7 @@ def an_init():
             ours.close()
             by, asked = posix.packets()
             posix.send(by, wire.pack(wire.NewSandbox("")), [theirs.detach()])
-            init.Init(Waits(), EndsAll(said)).run(asked)
+            init.Init(Waits(), EndsAll(said)).run(asked, os.dup(2))
             code = 0
         finally:
             os._exit(code)

@@ -79,7 +79,7 @@ class Forks:
         return pid
 
 
-def be_init(asked):
+def be_init(asked, log):
     """Says its pid by what comes as its socket, and ends with it."""
     data, fds, _ = posix.receive(asked, wire.PACKET, wire.SANDBOX_FDS)
     if data:
@@ -181,6 +181,34 @@ def test_where_none_can_be_forked_that_sandbox_is_lost_and_no_other(scripted, ca
     lost.close()
     assert pid is None
     assert "no sandbox can be forked: [Errno 11] too many processes" in capfd.readouterr().err
+    sock, pid = asked(its, "b")
+    assert pid is not None
+    sock.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "lost"),
+    [(errno.ETOOMANYREFS, 1, False), (errno.ETOOMANYREFS, 2, True), (errno.EPIPE, 2, True)],
+)
+def test_where_none_can_be_told_of_its_sandbox_that_is_lost_and_no_other(
+    scripted, capfd, error, times, lost
+):
+    def refuse(its, ground):
+        # It is a process of its own.
+        real, left = posix.send, [error] * times
+
+        def send(*args):
+            if left:
+                raise OSError(left.pop(), "it cannot be sent")
+            real(*args)
+
+        posix.send = send
+
+    its = scripted(refuse)
+    first, pid = asked(its, "a")
+    first.close()
+    assert (pid is None) == lost
+    assert ("no sandbox can be forked" in capfd.readouterr().err) == lost
     sock, pid = asked(its, "b")
     assert pid is not None
     sock.close()
