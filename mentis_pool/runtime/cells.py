@@ -26,12 +26,14 @@ import types
 import warnings
 from _sitebuiltins import Quitter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from IPython.core import interactiveshell
 from IPython.core.compilerop import CachingCompiler, PyCF_MASK
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.history import HistoryManager
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 from IPython.core.profiledir import ProfileDir
 from traitlets import Type
@@ -91,6 +93,24 @@ class _Hook(DisplayHook):  # type: ignore[misc]
         self.update_user_ns(result)
         self.fill_exec_result(result)
         self.value = result
+
+
+class _History(HistoryManager):  # type: ignore[misc]
+    """IPython's, of which nothing stays for the next namespace."""
+
+    def forget(self, directory: Path) -> None:
+        """As `reset`, and what that leaves; ``directory`` is where cells begin."""
+        self.output_hist.clear()
+        for name in ("outputs", "exceptions"):  # from IPython 9 on
+            if hasattr(self, name):
+                getattr(self, name).clear()
+        self.dir_hist[:] = [directory]
+        self.input_hist_parsed[:] = [""]
+        self.input_hist_raw[:] = [""]
+        # Kept for a database that is not there: all sources of a kept process.
+        self.db_input_cache.clear()
+        # What `_i` and the like show.
+        self._i00 = self._i = self._ii = self._iii = ""
 
 
 class _Publisher(DisplayPublisher):  # type: ignore[misc]
@@ -168,6 +188,8 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
     displayhook_class = Type(_Hook)
     display_pub_class = Type(_Publisher)
     show: Show
+    directory = Path.cwd()
+    """Where cells begin."""
     _own_callbacks: dict[str, int]
     _plain_printers: dict[type, Any]
     """What IPython prints plain values by, unless a cell says otherwise."""
@@ -360,7 +382,7 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         return "\n" in line or word is None or word[0] not in self.magics_manager.magics["line"]
 
     def init_history(self) -> None:
-        super().init_history()
+        self.history_manager = _History(shell=self, parent=self)
         self.configurables.append(self.history_manager)
 
     def enable_gui(self, gui: str | None = None) -> None:
@@ -375,9 +397,7 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         self.user_ns = module.__dict__
         self.user_ns_hidden.clear()
         self.displayhook._ = self.displayhook.__ = self.displayhook.___ = ""
-        self.history_manager.reset()
-        # Kept for a database that is not there: all sources of a kept process.
-        self.history_manager.db_input_cache.clear()
+        self.history_manager.forget(self.directory)
         self.execution_count = 1
         self.init_user_ns()
         self.user_ns.update(_="", __="", ___="")
@@ -410,9 +430,34 @@ def build_shell() -> CellShell:
     printers = shell.display_formatter.formatters["text/plain"].type_printers
     # True and False have theirs by themselves, which is the same.
     shell._plain_printers = {kind: printers.get(kind, printers[int]) for kind in _PLAIN}
+    _make_plain(
+        shell,
+        "display_formatter",
+        "execution_count",
+        "exiter",
+        "history_manager",
+        "last_execution_result",
+        "magics_manager",
+    )
+    _make_plain(shell.displayhook, "exec_result", "shell")
+    _make_plain(
+        shell.history_manager,
+        *("_i00", "_i", "_ii", "_iii"),
+        *("db_input_cache", "dir_hist", "input_hist_parsed", "input_hist_raw"),
+        *("output_hist", "shell"),
+    )
     # A cell that asks for help or an exit has no pager and no prompt to go to.
     shell.set_hook("show_in_pager", lambda _self, text, *a, **k: print(_plain_text(text)), 99)
     return shell
+
+
+def _make_plain(only: Any, *names: str) -> None:
+    """Make attributes of the only one of its class plain: nobody observes these traits.
+
+    One that is a trait is read in a microsecond, and set in four; a cell does so 80 times.
+    """
+    for name in names:
+        setattr(type(only), name, getattr(only, name))
 
 
 def _plain_text(pager_text: Any) -> str:

@@ -210,9 +210,9 @@ def note(message):
     said.append(message)
     say(message)
 def break_off(word):
-    del worker._await, worker._has_output
+    del worker._await, worker._unread
     raise TimeoutError
-worker._say, worker._await, worker._has_output = note, break_off, lambda: True
+worker._say, worker._await, worker._unread = note, break_off, lambda: [1, 0]
 try:
     display(1)
 except TimeoutError:

@@ -269,6 +269,52 @@ def test_in_a_kept_process_streams_are_as_new_whatever_a_cell_did_to_them(reuse,
     assert (result.stdout, result.stderr) == ("\ud800é\n|", "err")
 
 
+READ = {
+    "to its end": "sys.stdin.read()",
+    "to its end, as bytes": "sys.stdin.buffer.read()",
+    "a part of a file": "os.dup2(os.open('lines', os.O_RDONLY), 0)\nsys.stdin.readline()",
+    "a part of a file, as bytes": "os.dup2(os.open('lines', os.O_RDONLY), 0)\n"
+    "sys.stdin.buffer.readline()",
+    "a descriptor that is closed": "os.close(0)",
+    "closed": "sys.stdin.close()",
+    "not at all, but taken apart": "sys.stdin.detach()",
+    "as another encoding": "sys.stdin.reconfigure(encoding='utf-16', newline='\\r')",
+    "by another object": "sys.stdin = sys.__stdin__ = None",
+    "by a method of its own": "sys.stdin.readline = lambda: 'mine'",
+    "with all that can be read closed": "for fd in range(3, 300):\n"
+    "    try:\n"
+    "        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY: os.close(fd)\n"
+    "    except OSError: pass",
+    "not by a child": "os.set_inheritable(0, False)",
+}
+
+
+@pytest.mark.parametrize("given", [None, "one\ntwo\n"])
+@pytest.mark.parametrize("what", READ)
+def test_in_a_kept_process_stdin_is_as_new_whatever_a_cell_did_to_it(reuse, what, given):
+    touched = (
+        "import fcntl, os, sys, pathlib\npathlib.Path('lines').write_text('first\\nsecond\\n')\n"
+    )
+    reuse.options(stdin=given).submit(touched + READ[what]).result()
+    cell = (
+        "import os, sys\nsys.stdin is sys.__stdin__, sys.stdin.encoding, vars(sys.stdin),"
+        " sys.stdin.fileno(), os.get_inheritable(0), sys.stdin.readline(), sys.stdin.read()"
+    )
+    for stdin, first, rest in ((None, "", ""), ("a\r\nb", "a\n", "b"), (None, "", "")):
+        result = reuse.options(stdin=stdin).submit(cell).result()
+        assert result.value == (True, "utf-8", {"mode": "r"}, 0, True, first, rest)
+
+
+def test_in_a_kept_process_nothing_tells_of_the_cells_before(reuse):
+    reuse.submit("import os\nos.chdir('/')\nmine = 1\nmine").result()
+    cell = (
+        "import os\n_i, _ii, _iii, _, __, list(In[:-1]), dict(Out),"
+        " [str(each) for each in _dh] == [os.getcwd()], 'mine' in dir()"
+    )
+    nothing = ("", "", "", "", "", [""], {}, True, False)
+    assert [reuse.submit(cell).result().value for _ in range(2)] == [nothing, nothing]
+
+
 # Apart from the cell's own names, which a collector would have to find out about.
 LEAVES = """
 import os, sys
