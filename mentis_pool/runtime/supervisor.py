@@ -131,8 +131,12 @@ class Channel(Generic[M]):
         heard: Callable[[M], None],
         closed: Callable[[str], None],
         with_fds: bool = False,
+        heard_all: Callable[[], None] | None = None,
     ) -> None:
         sock.setblocking(False)
+        self._heard_all = heard_all
+        self.reading = False
+        """Whether what has come is being heard; ``heard_all`` is called behind it."""
         self._with_fds = with_fds
         self._sock = sock
         self._loop = asyncio.get_running_loop()
@@ -182,10 +186,16 @@ class Channel(Generic[M]):
         except ProtocolError as exc:
             self._fail(f"what the cell's process sent is no message: {exc}")
             return 0
-        for message in messages:
-            if self._sock.fileno() == -1:
-                return 0
-            self._heard(message)
+        self.reading = True
+        try:
+            for message in messages:
+                if self._sock.fileno() == -1:
+                    return 0
+                self._heard(message)
+        finally:
+            self.reading = False
+            if self._heard_all is not None:
+                self._heard_all()
         return len(data)
 
     def read_on(self, wanted: Callable[[], bool]) -> None:
@@ -264,6 +274,12 @@ class _Runs:
         """Whether all that may be unread are whole runs."""
         self._sent_all: Callable[[], None] | None = None
         """Called once when nothing is left to be written."""
+        self._held: deque[tuple[int, bytes]] = deque()
+        """What goes ahead and was not sent yet, by its number: with others it wakes the worker once."""
+        self._full = False
+        """Whether there was no room for all that is held."""
+        self._soon = False
+        """Whether it is to be sent soon."""
 
     def send(self, message: wire.ToWorker, then: Callable[[], None] | None = None) -> None:
         """Send this, or keep it until the worker reads; ``then`` is called when all was written."""
@@ -291,11 +307,40 @@ class _Runs:
         if then is not None and self._filled.fileno() != -1:
             then()
 
-    def send_ahead(self, run: wire.RunWork) -> bool:
-        """Send this in one packet, which can be taken back; whether there is room for it now."""
+    def hold(self, run: wire.RunWork) -> bool:
+        """Have this go in one packet, which can be taken back, with `send_held`; whether it can."""
         packed = wire.pack(run)
-        fits = len(packed) <= wire.PACKET
-        return fits and self._apart and not self._unsent and self._sent(packed) > 0
+        can = self._apart and not (self._unsent or self._full) and len(packed) <= wire.PACKET
+        if can:
+            self._held.append((run.number, packed))
+        return can
+
+    def send_held(self) -> None:
+        """Send all that is held, as far as there is room."""
+        while self._held and not self._unsent and self._filled.fileno() != -1:
+            if not self._sent(self._held[0][1]):
+                self._full = True
+                return
+            self._held.popleft()
+        self._full = False
+
+    def send_held_soon(self) -> None:
+        """Send all that is held in the next round of the loop."""
+        if self._held and not self._soon:
+            self._soon = True
+            self._loop.call_soon(self._send_now)
+
+    def _send_now(self) -> None:
+        self._soon = False
+        self.send_held()
+
+    def begin(self, number: int) -> None:
+        """The worker is to begin this: if it was held, it has it now."""
+        if self._held and self._held[0][0] == number:
+            self.send_held()
+            if self._held and self._held[0][0] == number:
+                self._unsent.append(memoryview(self._held.popleft()[1]))
+                self._write()
 
     def _sent(self, packet: bytes | memoryview) -> int:
         """How much of it was sent: all or nothing, where packets stay apart."""
@@ -308,7 +353,9 @@ class _Runs:
 
     def take_back(self) -> set[int]:
         """Read what the worker has not read, which reads on meanwhile; the numbers of these runs."""
-        numbers = set()
+        numbers = {number for number, _ in self._held}
+        self._held.clear()
+        self._full = False
         with contextlib.suppress(OSError):
             # Never waiting by its own: the worker's end would not wait any more either.
             while self._apart and (packet := self._taken.recv(wire.PACKET, socket.MSG_DONTWAIT)):
@@ -456,7 +503,11 @@ class _Worker:
         self.broken = False
         """Whether it broke the protocol: nothing that it says counts any more."""
         self.channel: Channel[wire.FromWorker] = Channel(
-            sock, wire.FromWorker, lambda message: sandbox.heard(self, message), self._closed
+            sock,
+            wire.FromWorker,
+            lambda message: sandbox.heard(self, message),
+            self._closed,
+            heard_all=self.runs.send_held,
         )
         self._sandbox = sandbox
 
@@ -855,6 +906,7 @@ class Sandbox:
 
     def _begin(self, worker: _Worker, run: Run) -> None:
         """The worker begins to run this."""
+        worker.runs.begin(run.action)
         action = self._action = Action(run)
         worker.tasks += 1
         self._usage.begin()
@@ -872,9 +924,12 @@ class Sandbox:
             and _may_be_followed(self._action.run)
             and not self._action.awaits_files
             and _may_be_followed(self._queue[0])
-            and worker.runs.send_ahead(self._work(self._queue[0]))
+            and worker.runs.hold(self._work(self._queue[0]))
         ):
             self._ahead.append(self._queue.popleft())
+        if not worker.channel.reading:
+            # It has something to do, and more may come with what is being read of the client's.
+            worker.runs.send_held_soon()
         if (self._ahead or self._queue) and not self._hurry:
             self._hurry.set(PROMPT, self._hasten, self._action)
 
@@ -1133,7 +1188,8 @@ class Sandbox:
         self._drained = not renewed
         # Only now: whoever hears of the end may give the next run.
         self._end(action, said, done.used, worker)
-        self.resume()
+        if self._paused or self._commands:
+            self.resume()
         self._next()
         self._drained = False
 

@@ -1028,3 +1028,47 @@ def test_a_run_arrives_whole_whatever_its_worker_reads_it_from(kind, size):
         runs.close()
 
     asyncio.run(asyncio.wait_for(script(), 20))
+
+
+@pytest.mark.skipif(not posix.KEEPS_PACKETS, reason="nothing goes ahead")
+def test_what_goes_ahead_is_sent_together_and_before_the_first_of_it_begins():
+    async def script():
+        filled, taken = posix.packets()
+        runs = supervisor._Runs(filled, taken)
+        for number in (1, 2, 3):
+            assert runs.hold(wire.RunWork(number, PickledCall(b""), None))
+        with pytest.raises(BlockingIOError):
+            taken.recv(wire.PACKET, socket.MSG_DONTWAIT)
+        runs.begin(1)
+        for number in (1, 2, 3):
+            assert wire.unpack_run(taken.recv(wire.PACKET)).number == number
+        assert runs.take_back() == set()
+        runs.close()
+
+    asyncio.run(script())
+
+
+@pytest.mark.skipif(not posix.KEEPS_PACKETS, reason="nothing goes ahead")
+def test_what_goes_ahead_and_finds_no_room_is_sent_later_or_taken_back():
+    async def script():
+        filled, taken = posix.packets()
+        runs = supervisor._Runs(filled, taken)
+        held = []
+        while runs.hold(wire.RunWork(len(held), PickledCall(bytes(50_000)), None)):
+            held.append(len(held))
+            runs.send_held()
+        # The last one waits, and nothing behind it.
+        assert len(held) > 2
+        assert wire.unpack_run(taken.recv(wire.PACKET)).number == 0
+        runs.send_held()
+        assert wire.unpack_run(taken.recv(wire.PACKET)).number == 1
+        assert runs.hold(wire.RunWork(len(held), PickledCall(b""), None))
+        assert runs.take_back() == {*held[2:], len(held)}
+        with pytest.raises(BlockingIOError):
+            taken.recv(wire.PACKET, socket.MSG_DONTWAIT)
+        assert runs.hold(wire.RunWork(99, PickledCall(b""), None))
+        runs.begin(99)
+        assert wire.unpack_run(taken.recv(wire.PACKET)).number == 99
+        runs.close()
+
+    asyncio.run(script())
