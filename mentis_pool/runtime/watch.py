@@ -14,7 +14,7 @@ from collections.abc import Callable
 from mentis_pool.limits import Limits, Which
 from mentis_pool.observations import Exceeded
 from mentis_pool.runtime.groups import Group
-from mentis_pool.runtime.meter import Files, Meter
+from mentis_pool.runtime.meter import Files, Meter, Reading
 
 SOON, LATE, IDLE = 0.02, 0.05, 0.25
 """Seconds between two looks: near the limit on memory, far from it, and while nothing runs."""
@@ -53,6 +53,8 @@ class Watch:
         self._meter: Meter | None = None
         self._running = 0
         self._said = False
+        self._anew = False
+        """Whether something has begun since the last look, of which most runs see none."""
         self._cpu_seconds = 0.0
         self._peak = 0
 
@@ -70,9 +72,7 @@ class Watch:
     def begin(self) -> None:
         """A task begins: what it uses is counted from here on."""
         self._cpu_seconds, self._peak = 0.0, 0
-        if self._meter is not None:
-            self._meter.begin()
-        self._files.forget()
+        self._anew = True
         # What was killed before is not its business.
         self.struck()
         self.look_on()
@@ -113,7 +113,7 @@ class Watch:
         """Bytes of memory now, CPU seconds since its start, processes and threads."""
         if self._meter is None:
             return 0, 0.0, 0
-        now = self._meter.read(self._spare())
+        now = self._read(self._meter)
         return now.memory, self._meter.total_cpu_seconds(), now.processes
 
     def _look(self) -> None:
@@ -122,7 +122,7 @@ class Watch:
             return
         begun = time.monotonic()
         limits = self._limits
-        now = self._meter.read(self._spare(), limits.processes, limits.memory)
+        now = self._read(self._meter, limits.processes, limits.memory)
         self._cpu_seconds = now.cpu_seconds
         self._peak = max(self._peak, now.memory)
         over = (
@@ -145,6 +145,13 @@ class Watch:
         if over is not None and not self._said:
             self._said = True
             self._exceeded(over)
+
+    def _read(self, meter: Meter, most: int | None = None, memory: int | None = None) -> Reading:
+        if self._anew:
+            self._anew = False
+            meter.begin()
+            self._files.forget()
+        return meter.read(self._spare(), most, memory)
 
     def _over(self, which: Which, used: float) -> Exceeded | None:
         limit: float | None = getattr(self._limits, which)

@@ -348,7 +348,12 @@ def test_after_a_kill_it_has_another_group(tree, monkeypatch, process):
         one = its.group("s-1", 100 * MIB)
         one.hold(process[0])
         eventually(lambda: one._made is not None)
-        (tree.base / "mentis-x" / "s-1.1" / "memory.events").write_text("oom 1\noom_kill 1\n")
+        events = tree.base / "mentis-x" / "s-1.1" / "memory.events"
+        for said in ("oom 0\noom_kill 0\n", "oom 1\noom_kill 0\n"):
+            events.write_text(said)
+            assert not one.struck()
+            assert not one.struck()
+        events.write_text("oom 1\noom_kill 1\n")
         assert one.struck()
         assert not one.struck()
         eventually(lambda: one._made is not None)
