@@ -400,8 +400,8 @@ def outcome(
     text: str | None = None
     exit_code: int | None = None
     ended = False
-    usage = Usage(queued=queued)
-    begun = max((i for i, each in enumerate(said) if isinstance(each, Start)), default=0)
+    usage: Usage | None = None
+    begun = max((i for i, each in enumerate(said) if type(each) is Start), default=0)
     for observation in said[begun:]:
         if type(observation) is Stream:
             streams[observation.stream].append(observation.data)
@@ -452,7 +452,7 @@ def outcome(
         displays=_shown(displays),
         exit_code=exit_code,
         displays_cut=cut["displays"],
-        usage=usage,
+        usage=usage or Usage(queued=queued),
         action_id=action_id,
         sandbox_id=sandbox_id,
         attempt=attempt,
