@@ -88,7 +88,7 @@ from mentis_pool.pool_stream import (
 from mentis_pool.pool_stream import Cancel as CancelAction
 from mentis_pool.results import CellResult, SandboxUsage
 from mentis_pool.stream import StreamLost
-from mentis_pool.task import State, Task, call_outcome, outcome
+from mentis_pool.task import ENDED, Task, call_outcome, outcome
 from mentis_pool.text import to_bytes
 from mentis_pool.threads import Threads
 from mentis_pool.upload import Upload
@@ -459,7 +459,7 @@ class Engine:
             expected = self._max_queue is not None or self._pool.sessions > 0
             orders = decision(*args)
             for order in orders:
-                if isinstance(order, OpenLane):
+                if type(order) is OpenLane:
                     # Before any task that another thread sends to it.
                     self._put([self._lanes[order.lane]], order.connection)
             if expected:
@@ -489,34 +489,34 @@ class Engine:
 
     def _carry_out(self, orders: list[Order]) -> None:
         for order in orders:
-            if isinstance(order, Settle):
+            if type(order) is Settle:
                 self._settle(order.task, order.error)
-            elif isinstance(order, Send):
+            elif type(order) is Send:
                 self._send(order)
-            elif isinstance(order, Started):
+            elif type(order) is Started:
                 self._started(order.task)
-            elif isinstance(order, OpenLane):
+            elif type(order) is OpenLane:
                 self._flush()
-            elif isinstance(order, CloseLane):
+            elif type(order) is CloseLane:
                 self._post([Close(order.lane, order.reason)], order.connection)
                 self._lanes.pop(order.lane, None)
-            elif isinstance(order, Withdraw):
+            elif type(order) is Withdraw:
                 self._post([CancelAction(order.action)], order.connection)
-            elif isinstance(order, Strike):
+            elif type(order) is Strike:
                 self._post([Signal(order.action, order.signal)], order.connection)
-            elif isinstance(order, Connect):
+            elif type(order) is Connect:
                 self._keepers.do(lambda failures=order.failures: self._keep(failures))  # type: ignore[misc]
-            elif isinstance(order, Retried):
+            elif type(order) is Retried:
                 # What its user's policy asks for is nothing to be warned of.
                 level: Level = "info" if order.task.judged else "warning"
                 self._log(level, "task_retried", order.task, reason=order.reason)
-            elif isinstance(order, Judge):
+            elif type(order) is Judge:
                 self._judge(order.task)
-            elif isinstance(order, Cancel):
+            elif type(order) is Cancel:
                 self._cancel(order.task)
-            elif isinstance(order, Cancelled):
+            elif type(order) is Cancelled:
                 self._forget(order.task)
-            elif isinstance(order, Stop):
+            elif type(order) is Stop:
                 self._ending.set()
                 if self._dispatcher is not None:
                     self._dispatcher.stop()
@@ -547,7 +547,7 @@ class Engine:
         with self._lock:
             # It may have been lost meanwhile, and sent again by another thread; or be
             # unwanted, and then the order to withdraw it has gone before.
-            unwanted = task.state is State.ENDED
+            unwanted = task.state is ENDED
             if not unwanted and task.action == order.action:
                 self._put([run], order.connection)
         if unwanted:
@@ -692,13 +692,13 @@ class Engine:
         if task is not None:
             future = task.future
             for observation in said:
-                if isinstance(observation, Start):
+                if type(observation) is Start:
                     assert self._connection is not None
                     names = self._connection.names(action, observation.sandbox)
                     future.action_id, future.sandbox_id = names
-                elif isinstance(observation, Stream):
+                elif type(observation) is Stream:
                     self._follow(task, action, observation)
-                elif isinstance(observation, Wanted):
+                elif type(observation) is Wanted:
                     self._upload(task, action)
         self._decide(self._said, action, said, now)
         if task is not None:

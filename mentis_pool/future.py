@@ -57,6 +57,11 @@ class _Condition(threading.Condition):
             self._waiters = deque()
         return super().wait(timeout)
 
+    def notify_all(self) -> None:
+        # Most are settled before anybody waits; who may not tell is refused by the one below.
+        if self._waiters or not self._lock._is_owned():
+            super().notify_all()
+
     # What threading.Condition takes from its lock.
 
     def _is_owned(self) -> bool:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
 from io import BytesIO
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 from mentis_pool.errors import PayloadError, in_words
@@ -102,7 +102,7 @@ def _packed(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     try:
         # With a function of __main__ it would be in vain.
         if type(fn) is not FunctionType or _can_be_imported(fn.__module__):
-            return _by_name(call)
+            return _of_plain(call) if _is_plain(fn, args, kwargs) else _by_name(call)
     except (Exception, SystemExit):  # noqa: BLE001 - pickling runs any code of the objects' classes
         # Something has no name in the sandbox; or it cannot be pickled at all, and then
         # the other way says why.
@@ -141,6 +141,25 @@ def _culprit(
 
 class _NotByNameError(pickle.PicklingError):
     """The sandbox could not import it."""
+
+
+def _is_plain(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether but for a function that can be imported there is only what names nothing."""
+    return (
+        (type(fn) is FunctionType or (type(fn) is BuiltinFunctionType and _is_of_module(fn)))
+        and _SIMPLE.issuperset(map(type, args))
+        and (not kwargs or _SIMPLE.issuperset(map(type, kwargs.values())))
+    )
+
+
+def _is_of_module(fn: BuiltinFunctionType) -> bool:
+    return type(fn.__self__) is ModuleType and _can_be_imported(fn.__module__)
+
+
+def _of_plain(call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Call:
+    """As `_by_name`, in a third of the time."""
+    # Whether the name leads to the function is asked by the pickler.
+    return Call(pickle.dumps(call, 5), _shared_packages({call[0].__module__}), None)
 
 
 def _by_name(value: object) -> Call:

@@ -11,14 +11,15 @@ the engine's lock held and returns the orders to carry out once it is released.
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import heapq
 import itertools
 from collections import deque
 from typing import Literal
 
+import msgspec
+
 from mentis_pool.observations import End, Error, ErrorKind, Observation, Start
-from mentis_pool.task import State, Task
+from mentis_pool.task import ENDED, QUEUED, RUNNING, SENT, Task
 
 CELLS, CALLS = 1, 2
 """The lanes that all tasks share which are in no session."""
@@ -33,23 +34,24 @@ TIMES = 1000
 # ── orders ──────────────────────────────────────────────────────────────────
 
 
-@dataclasses.dataclass(frozen=True)
-class Connect:
+class _Order(msgspec.Struct, frozen=True):
+    """Base: made in a sixth of the time that a dataclass takes, three for each task."""
+
+
+class Connect(_Order, frozen=True):
     """A runtime is needed; ``failures`` were lost in a row before they ended any task."""
 
     failures: int
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenLane:
+class OpenLane(_Order, frozen=True):
     """Open this lane, on the connection that has this number."""
 
     lane: int
     connection: int
 
 
-@dataclasses.dataclass(frozen=True)
-class CloseLane:
+class CloseLane(_Order, frozen=True):
     """Forget this lane, and close it if it is open on the connection that has this number."""
 
     lane: int
@@ -57,8 +59,7 @@ class CloseLane:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Send:
+class Send(_Order, frozen=True):
     """Send the task, under this action's number."""
 
     task: Task
@@ -66,16 +67,14 @@ class Send:
     connection: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Withdraw:
+class Withdraw(_Order, frozen=True):
     """Have the runtime not run this action, or end it."""
 
     action: int
     connection: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Strike:
+class Strike(_Order, frozen=True):
     """Have the runtime send a signal to the process that runs this action."""
 
     action: int
@@ -83,52 +82,45 @@ class Strike:
     signal: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Started:
+class Started(_Order, frozen=True):
     """The task began to run."""
 
     task: Task
 
 
-@dataclasses.dataclass(frozen=True)
-class Retried:
+class Retried(_Order, frozen=True):
     """The task was lost, and waits again."""
 
     task: Task
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Judge:
+class Judge(_Order, frozen=True):
     """Ask the task's own policy whether it is to run again; then `Pool.judged`."""
 
     task: Task
 
 
-@dataclasses.dataclass(frozen=True)
-class Settle:
+class Settle(_Order, frozen=True):
     """All was said about the task; ``error`` is its outcome where that says more."""
 
     task: Task
     error: Exception | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Cancel:
+class Cancel(_Order, frozen=True):
     """Cancel the task's future: it will not run."""
 
     task: Task
 
 
-@dataclasses.dataclass(frozen=True)
-class Cancelled:
+class Cancelled(_Order, frozen=True):
     """The task's user cancelled it before it began; its waiters were told."""
 
     task: Task
 
 
-@dataclasses.dataclass(frozen=True)
-class Stop:
+class Stop(_Order, frozen=True):
     """Nothing is left to do, and nothing more will come."""
 
 
@@ -223,7 +215,7 @@ class Pool:
         """A new task; one that comes after `shutdown`, or to a closed session, is cancelled."""
         lane = self._lanes.get(task.lane)
         if self._closing or lane is None:
-            task.state = State.ENDED
+            task.state = ENDED
             return [Cancel(task)]
         task.number = next(self._numbers)
         if lane.lost is not None:
@@ -247,7 +239,7 @@ class Pool:
 
         ``final``: it is not run again, and where it waits for that it ends.
         """
-        if task.state is State.RUNNING and task.action in self._at_runtime:
+        if task.state is RUNNING and task.action in self._at_runtime:
             task.unwanted = task.unwanted or final
             return [Strike(task.action, self._connection, number)]
         if not final or not task.claimed or task.ended:
@@ -351,26 +343,26 @@ class Pool:
         task = self._at_runtime.get(action)
         if task is None:
             return []
-        if task.ended:
+        if task.state is ENDED:
             # Nobody wants it any more, but its sandbox is busy until its end.
-            if isinstance(observation, Error) and observation.kind == "state":
+            if type(observation) is Error and observation.kind == "state":
                 return self._lose_state(task.lane, observation.message)
-            if not isinstance(observation, End):
+            if type(observation) is not End:
                 return []
             self._take_back(task)
             return self._go_on()
-        if isinstance(observation, End):
+        if type(observation) is End:
             self._failures = 0
             self._take_back(task)
             return [*self._over(task, observation, "its sandbox failed"), *self._go_on()]
         orders: list[Order] = []
-        if isinstance(observation, Error):
+        if type(observation) is Error:
             orders = self._hear_error(task, observation)
-        elif task.state is State.SENT:
+        elif task.state is SENT:
             orders = self._begin(task)
-        if not task.ended:
+        if task.state is not ENDED:
             task.observe(observation, now)
-            if isinstance(observation, Start):
+            if type(observation) is Start:
                 orders.append(Started(task))
                 if task.stateful:
                     orders += self._go_on()
@@ -395,7 +387,7 @@ class Pool:
     def running_in(self, lane: int) -> Task | None:
         """The task of a session that runs."""
         for task in self._at_runtime.values():
-            if task.lane == lane and task.state is State.RUNNING:
+            if task.lane == lane and task.state is RUNNING:
                 return task
         return None
 
@@ -478,6 +470,9 @@ class Pool:
         One that the lanes share which may not go yet holds up all that are younger: a
         session's task, sent now, would begin before it.
         """
+        go_ahead = self._may_go_ahead()
+        if not go_ahead and not self.sessions:
+            return None
         found: _Lane | None = None
         for lane in self._lanes.values():
             while lane.queue and lane.queue[0].ended:
@@ -488,7 +483,7 @@ class Pool:
                 and (not lane.session or self._may_follow(lane.last))
             ):
                 found = lane
-        if found is None or found.session or self._may_go_ahead():
+        if found is None or found.session or go_ahead:
             return found
         return None
 
@@ -503,9 +498,7 @@ class Pool:
             return True
         if last in self._judging or last in self._delayed:
             return False
-        return last.action not in self._at_runtime or (
-            last.state is State.RUNNING and not last.judged
-        )
+        return last.action not in self._at_runtime or (last.state is RUNNING and not last.judged)
 
     def _may_go_ahead(self) -> bool:
         ahead = self._shared - self._max_workers
@@ -582,7 +575,7 @@ class Pool:
         self._unstarted -= 1
         self._judging.pop(task, None)
         self._delayed.pop(task, None)
-        task.state = State.ENDED
+        task.state = ENDED
         there = task.action in self._at_runtime
         return [Withdraw(task.action, self._connection)] if there else []
 
@@ -630,7 +623,7 @@ class Pool:
                 task.refuse("state", reason)
                 orders.append(Settle(task))
             else:
-                task.state = State.ENDED
+                task.state = ENDED
                 orders.append(Cancelled(task))
         lane.queue.clear()
         return orders
@@ -643,7 +636,7 @@ class Pool:
             lane.queue.clear()
         orders: list[Order] = []
         for task in sorted(refused, key=_number):
-            if task.state is State.QUEUED:
+            if task.state is QUEUED:
                 self._unstarted -= 1
                 task.refuse("unknown", str(error))
                 orders.append(Settle(task, error))
