@@ -475,10 +475,11 @@ def test_a_cell_has_no_descriptors_but_its_own(level, eventually):
         runtime = psutil.Process(executor._engine._connection._runtime.pid)
 
         def standby():
-            inits = runtime.children()
-            while len(inits) == 1:
-                inits = inits[0].children()
-            return next((init for init in inits if not init.children()), None)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                inits = runtime.children()
+                while len(inits) == 1:
+                    inits = inits[0].children()
+                return next((init for init in inits if not init.children()), None)
 
         for killed in (False, True):
             if killed:

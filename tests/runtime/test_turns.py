@@ -97,7 +97,7 @@ class Worker:
             return False
 
     def say_done(self, wrote=(b"", b""), word=None, failure=None):
-        told = Result(pickled=b"%d" % self.has, failure=failure)
+        told = Result(text=str(self.has), failure=failure)
         heard = self.say(wire.Done(self.has, told, End(0.0), wrote, word))
         self.has, self.word = None, word
         return heard
@@ -236,7 +236,7 @@ class Stage:
         assert len(found) == len(ends) <= 1
         if not found:
             return None
-        return int(found[0].pickled) if isinstance(found[0], Result) else found[0].kind
+        return int(found[0].text) if isinstance(found[0], Result) else found[0].kind
 
     async def go_on(self):
         """Let everything be heard that has been said."""
