@@ -7,6 +7,7 @@ import enum
 import functools
 import importlib.util
 import keyword
+import math
 import operator
 import pickle
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mentis_pool import payload
 from mentis_pool.errors import PayloadError
 from mentis_pool.payload import Call, pack_call, pickle_variables, unpack_call
 
@@ -463,3 +465,19 @@ def test_by_name_is_much_cheaper_than_by_value():
     taken = [(seconds(by_value), seconds(textwrap.dedent)) for _ in range(20)]
     slow, fast = map(min, zip(*taken, strict=True))
     assert slow > 2 * fast
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "kwargs"),
+    [
+        (operator.add, (1, 2.5), {}),
+        (pack_call, ("a", b"b", None), {"kwargs": True}),
+        (math.sqrt, (1j,), {}),
+        ([].append, (1,), {}),  # of no module
+        (datetime.datetime.fromtimestamp, (0,), {}),
+        (operator.add, (1, [2]), {}),
+        (operator.add, (1,), {"b": [2]}),
+    ],
+)
+def test_plain_arguments_travel_as_any_others_do(fn, args, kwargs):
+    assert pack_call(fn, args, kwargs) == payload._by_name((fn, args, kwargs))
