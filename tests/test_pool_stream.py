@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from typing import get_args
 
 import msgspec
@@ -332,6 +335,24 @@ def test_a_long_frame_is_kept_until_it_is_confirmed_as_any_other():
     sender.confirmed(1)
     assert sender.kept_bytes == len(short)
     assert sender.rest(1) == [short]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have ways of their own")
+def test_memory_of_what_was_long_is_used_again():
+    program = (
+        "import resource\n"
+        "from mentis_pool.pool_stream import keep_memory\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "keep_memory()\n"
+        "for _ in range(5):\n"
+        "    before = faults()\n"
+        "    one = b'x' * 10_000_000\n"
+        "    two = bytearray(one)\n"
+        "    del one, two\n"
+        "print(faults() - before)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
+    assert int(ran.stdout) < 100
 
 
 @pytest.mark.parametrize("seen", [-1, 0, 1, 4])
