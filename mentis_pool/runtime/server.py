@@ -548,7 +548,8 @@ def server(
         uvicorn.Config(
             Gate(application(supervisor, linger), token, loopback),
             ws=_Protocol,
-            ws_max_size=1 << 31,
+            # More than one run has, whose length has four bytes on its way to a worker.
+            ws_max_size=1 << 33,
             ws_ping_interval=None,
             ws_per_message_deflate=False,
             http="h11",
