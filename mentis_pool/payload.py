@@ -113,7 +113,9 @@ def _packed(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         raise _culprit(fn, args, kwargs, exc) from exc
 
 
-def unpack_call(pickled: bytes) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+def unpack_call(
+    pickled: bytes | memoryview,
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Give what `pack_call` took. For sandboxes: it runs what the pickle says.
 
     Raises:

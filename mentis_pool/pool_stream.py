@@ -18,7 +18,8 @@ Pure: a `Sender` and a `Receiver` per direction, bytes in and out.
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, Literal, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -66,6 +67,13 @@ class Cells(_Message, tag=0, frozen=True):
     path: bytes | None = None
 
 
+if TYPE_CHECKING:
+    _Bytes = bytes | memoryview
+else:
+    # What is decoded is no copy, but a part of what it came in: it may be long.
+    _Bytes = memoryview
+
+
 class PickledCall(_Message, tag=1, frozen=True):
     """A callable and its arguments, rebuilt in the sandbox only.
 
@@ -74,7 +82,7 @@ class PickledCall(_Message, tag=1, frozen=True):
     raises has ``max_result`` bytes at most (None: no such limit).
     """
 
-    pickled: bytes
+    pickled: _Bytes
     chunk: bool = False
     path: list[str] = []
     max_result: int | None = MAX_RESULT
@@ -300,12 +308,76 @@ M = TypeVar("M")
 _encoder = msgspec.msgpack.Encoder()
 
 
+ROOM = 1024 * 1024
+"""Bytes that a Unix socket is to take before its reader must read (SO_SNDBUF of socket(7))."""
+LONG = 64 * 1024
+"""Bytes from which on it is worth the trouble not to copy them."""
+
+Buffer = bytes | memoryview
+
+
+def keep_memory() -> None:
+    """Have malloc keep what was freed of long messages, some tens of megabytes, for the next.
+
+    To be given pages anew takes longer than all that is done with what is in them. glibc gives
+    back at once what is larger than the largest that it has had back so far, up to 32 MiB, and
+    what is free at the end of its heap beyond twice as much (mallopt(3), M_MMAP_THRESHOLD).
+    Others may do otherwise; this costs nothing.
+    """
+    bytearray((32 << 20) - (8 << 10))
+
+
+def pieces(message: object) -> list[Buffer]:
+    """What msgpack makes of a message, in pieces: bytes in it that are long are themselves one."""
+    made = _Pieces()
+    made.add(message)
+    return made.end()
+
+
+class _Pieces:
+    def __init__(self) -> None:
+        self._done: list[Buffer] = []
+        self._last = bytearray()
+
+    def add(self, value: object) -> None:
+        if isinstance(value, (bytes, memoryview)) and len(value) > LONG:
+            self._last += b"\xc6" + len(value).to_bytes(4, "big")
+            self._done += [bytes(self._last), value]
+            self._last.clear()
+        elif isinstance(value, (tuple, list)):
+            self._add_each(value)
+        elif isinstance(value, msgspec.Struct):
+            tag = value.__struct_config__.tag
+            self._add_each([*([] if tag is None else [tag]), *msgspec.structs.astuple(value)])
+        else:
+            # Not encode(), which crashes the process where memory runs out (msgspec 0.22).
+            _encoder.encode_into(value, self._last, len(self._last))
+
+    def _add_each(self, values: Sequence[object]) -> None:
+        self._last += b"\xdd" + len(values).to_bytes(4, "big")
+        for value in values:
+            self.add(value)
+
+    def end(self) -> list[Buffer]:
+        if self._last:
+            self._done.append(bytes(self._last))
+        return self._done
+
+
+Frame = bytes | list[Buffer]
+
+
+def frame_size(frame: Frame) -> int:
+    """Bytes of a frame, whole or in pieces."""
+    return len(frame) if isinstance(frame, bytes) else sum(map(len, frame))
+
+
 class Sender:
     """Messages to frames, numbered, and kept until they are confirmed."""
 
     def __init__(self) -> None:
         self._seq = 0
-        self._kept: deque[bytes] = deque()
+        self._kept: deque[Frame] = deque()
         """The last frames, up to ``_seq``."""
         self.kept_bytes = 0
         """Bytes of what is not confirmed."""
@@ -318,6 +390,14 @@ class Sender:
         self.kept_bytes += len(frame)
         return frame
 
+    def long_frame(self, batch: list[Command] | list[Event], ack: int) -> list[Buffer]:
+        """The same in pieces: what is long is neither copied nor kept twice."""
+        self._seq += 1
+        frame = pieces((self._seq, ack, batch))
+        self._kept.append(frame)
+        self.kept_bytes += frame_size(frame)
+        return frame
+
     def confirmed(self, seq: int) -> None:
         """The other side has seen this frame, and all before it.
 
@@ -327,9 +407,9 @@ class Sender:
         if seq > self._seq:
             raise ProtocolError(f"frame {seq} is confirmed, and {self._seq} was the last")
         while self._seq - len(self._kept) < seq:
-            self.kept_bytes -= len(self._kept.popleft())
+            self.kept_bytes -= frame_size(self._kept.popleft())
 
-    def rest(self, seen: int) -> list[bytes]:
+    def rest(self, seen: int) -> list[Frame]:
         """What is to be sent once more to who has seen this frame, and none after it.
 
         Raises:
@@ -356,7 +436,7 @@ class Receiver(Generic[M]):
         self.seq = 0
         self.acked = 0
 
-    def messages(self, frame: bytes) -> list[M]:
+    def messages(self, frame: bytes | bytearray) -> list[M]:
         """The messages of a frame; none of one that was seen before.
 
         Raises:
@@ -365,9 +445,9 @@ class Receiver(Generic[M]):
         try:
             seq, ack, batch = self._decoder.decode(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise ProtocolError(f"not a frame of the pool stream: {exc}", frame) from exc
+            raise ProtocolError(f"not a frame of the pool stream: {exc}", bytes(frame)) from exc
         if seq > self.seq + 1 or seq < 0 or (seq == 0 and batch):
-            raise ProtocolError(f"frame {seq} came after frame {self.seq}", frame)
+            raise ProtocolError(f"frame {seq} came after frame {self.seq}", bytes(frame))
         self.acked = max(self.acked, ack)
         if seq <= self.seq:
             return []

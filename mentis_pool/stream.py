@@ -20,8 +20,8 @@ import threading
 import time
 import types
 import urllib.parse
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import websocket
 from websocket import ABNF
@@ -30,28 +30,41 @@ from mentis_pool.address import Address, parse
 from mentis_pool.errors import ProtocolError, RuntimeRejected, RuntimeUnavailable
 from mentis_pool.mentis_v1 import V1Observation, decode
 from mentis_pool.pool_stream import (
+    LONG,
     OWED,
     PATH,
+    ROOM,
     SEEN,
     SUBPROTOCOL,
+    Buffer,
     Command,
     Event,
+    Frame,
+    PickledCall,
+    Run,
     Sender,
     Welcome,
     confirmation,
     events,
+    frame_size,
+    keep_memory,
 )
 
 SEND_TIMEOUT = 60.0
 LONGEST = 1 << 30
 """Bytes of a message; what announces itself as longer would swallow all that follows."""
 _CHUNK = 256 * 1024
+"""Bytes that are read at once, and those of a longer message that are sent as one frame."""
 _DRAINED = 4 * 1024 * 1024
 """Bytes of frames, from which on what else has arrived waits until these were heard."""
 
 
 # A TLS connection may have to write before it can read, and the other way round.
 _NOT_NOW = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+_To = TypeVar("_To")
+_Read = TypeVar("_Read")
 
 
 class StreamLost(Exception):
@@ -99,6 +112,17 @@ class _Wire:
         self._buffer = self._buffer[size:]
         return data
 
+    def fill(self, room: memoryview) -> int:
+        """Read into this as much as is there and goes in; how much that was, 0 at the end."""
+        if not self._buffer:
+            count = self._read(self._sock.recv_into, room)
+            self._short = 0 < count < len(room)
+            return count
+        count = min(len(room), len(self._buffer))
+        room[:count] = self._buffer[:count]
+        self._buffer = self._buffer[count:]
+        return count
+
     def whole(self) -> bytes | None:
         """What is in the next frame, if it is a binary one of no great length that is there as a whole."""
         if not self._buffer:
@@ -115,13 +139,17 @@ class _Wire:
         return bytes(buffer[begin : begin + size])
 
     def _fill(self) -> bytes:
+        data = self._read(self._sock.recv, _CHUNK)
+        self._short = 0 < len(data) < _CHUNK
+        return data
+
+    def _read(self, read: Callable[[_To], _Read], to: _To) -> _Read:
         while True:
             try:
                 with self._turn:
-                    data = self._sock.recv(_CHUNK)
-                self._short = 0 < len(data) < _CHUNK
+                    got = read(to)
                 self.heard = time.monotonic()
-                return data
+                return got
             except _NOT_NOW as exc:
                 if self.deadline is None:
                     raise BlockingIOError from exc
@@ -181,7 +209,8 @@ class _Frames(websocket.frame_buffer):
     """websocket-client's own, but for two things.
 
     It takes messages of any length; here only up to `LONGEST`. And it reads each frame in
-    pieces; here one that is there as a whole is taken at once.
+    pieces; here one that is there as a whole is taken at once, and a long one is read to where
+    it stays.
     """
 
     wire: _Wire | None = None
@@ -189,6 +218,10 @@ class _Frames(websocket.frame_buffer):
 
     _so_far = 0
     """Bytes of the message in the frames before this one."""
+    _long: memoryview | None = None
+    """Room for what is in a long frame."""
+    _filled = 0
+    """Bytes of it that have come."""
 
     def recv_frame(self) -> ABNF:
         """The next frame."""
@@ -197,6 +230,22 @@ class _Frames(websocket.frame_buffer):
             if data is not None:
                 return ABNF(1, 0, 0, 0, _BINARY, 0, data)
         return super().recv_frame()
+
+    def recv_strict(self, bufsize: int) -> bytes:
+        """So many bytes, all of them."""
+        if self.wire is None or bufsize < _CHUNK // 4 or self.recv_buffer:
+            return super().recv_strict(bufsize)
+        if self._long is None:
+            self._long = memoryview(bytearray(bufsize))
+            self._filled = 0
+        while self._filled < bufsize:
+            count = self.wire.fill(self._long[self._filled :])
+            if not count:
+                self.recv(1)  # says that this is the end
+            self._filled += count
+        whole, self._long = self._long, None
+        made: Any = whole.obj  # a bytearray, with which all goes as with bytes
+        return made  # type: ignore[no-any-return]
 
     def recv_length(self) -> None:
         """Read how long the frame is, which is done once for each."""
@@ -219,7 +268,7 @@ _BINARY = ABNF.OPCODE_BINARY
 
 
 class _PlainFrame(ABNF):
-    """A binary frame with a mask of zeros, for a Unix socket.
+    """A frame with a mask of zeros, for a Unix socket.
 
     A mask keeps proxies on the way from taking a frame for something else (RFC 6455,
     section 10.3). There are none here, and to mask takes longer than all else.
@@ -228,14 +277,14 @@ class _PlainFrame(ABNF):
     def format(self) -> bytes:
         """The frame as bytes."""
         size = len(self.data)
+        first = self.fin << 7 | self.opcode
         if size < 126:
-            head = struct.pack("!BB", 0x82, 0x80 | size)
+            head = struct.pack("!BB", first, 0x80 | size)
         elif size < 1 << 16:
-            head = struct.pack("!BBH", 0x82, 0x80 | 126, size)
+            head = struct.pack("!BBH", first, 0x80 | 126, size)
         else:
-            head = struct.pack("!BBQ", 0x82, 0x80 | 127, size)
-        data = self.data
-        assert isinstance(data, bytes)
+            head = struct.pack("!BBQ", first, 0x80 | 127, size)
+        data: Any = self.data
         return b"".join((head, bytes(4), data))
 
 
@@ -243,6 +292,18 @@ def _new_websocket() -> websocket.WebSocket:
     made = websocket.WebSocket(skip_utf8_validation=True)
     made.frame_buffer = _Frames(made._recv, True)
     return made
+
+
+def _frames(message: list[Buffer]) -> Iterator[tuple[int, int, Buffer]]:
+    """What a long message is sent in: whether each frame is the last, its opcode, what is in it."""
+    left = frame_size(message)
+    opcode = _BINARY
+    for piece in message:
+        for at in range(0, len(piece), _CHUNK):
+            data = memoryview(piece)[at : at + _CHUNK]
+            left -= len(data)
+            yield int(not left), opcode, data
+            opcode = ABNF.OPCODE_CONT
 
 
 class Link:
@@ -260,7 +321,7 @@ class Link:
         self.headers: dict[str, str] = websocket.getheaders() or {}
         """Of the answer in the handshake, their names in small letters."""
         websocket.frame_buffer.wire = wire
-        self._frame = _PlainFrame if plain else ABNF
+        self._plain = plain
 
     def fileno(self) -> int:
         """For a selector."""
@@ -281,7 +342,7 @@ class Link:
         return self._wire.dry
 
     def receive(self, opcode: int) -> bytes:
-        """The next frame, which must be of this kind.
+        """The next message, which must be of this kind.
 
         Raises:
             BlockingIOError: it has not arrived.
@@ -295,22 +356,34 @@ class Link:
         except _ERRORS as exc:
             raise StreamLost(str(exc) or type(exc).__name__) from exc
         if kind == opcode:
-            return bytes(frame)
+            return frame  # type: ignore[no-any-return]
         if kind == ABNF.OPCODE_CLOSE:
             words = frame[2:].decode(errors="replace")
             raise StreamLost(f"the runtime closed the stream: {words}")
         raise ProtocolError("a frame of another kind than the stream has", frame)
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame; the caller sees to it that nobody else sends meanwhile.
+    def send(self, frame: Frame) -> None:
+        """Send a message; the caller sees to it that nobody else sends meanwhile.
 
         Raises:
             StreamLost: the connection is gone.
         """
         try:
-            self._websocket.send_frame(self._frame(1, 0, 0, 0, _BINARY, 1, frame))
+            if isinstance(frame, bytes) and len(frame) <= _CHUNK:
+                self._send(1, _BINARY, frame)
+                return
+            # In several frames: what is short is masked, copied and put together soon.
+            for each in _frames([frame] if isinstance(frame, bytes) else frame):
+                self._send(*each)
         except _ERRORS as exc:
             raise StreamLost(str(exc)) from exc
+
+    def _send(self, final: int, opcode: int, data: Buffer) -> None:
+        kind: Any = _PlainFrame
+        if not self._plain:
+            # What it masks has to be bytes.
+            kind, data = ABNF, bytes(data)
+        self._websocket.send_frame(kind(final, 0, 0, 0, opcode, 1, data))
 
     def ping(self) -> None:
         """Have the other side answer, if only to this.
@@ -356,6 +429,8 @@ def unix_link(sock: socket.socket, timeout: float) -> Link:
     Raises:
         RuntimeUnavailable: it does not.
     """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
+    keep_memory()
     wire = _Wire(sock, time.monotonic() + timeout)
     made = _new_websocket()
     try:
@@ -497,6 +572,18 @@ _CONFIRM = 0.2
 """Seconds after which what came is confirmed, where nothing is sent that does it anyway."""
 
 
+_FEW = 4
+"""Commands of which it is looked whether they are long: among many, they matter less."""
+
+
+def _is_long(command: Command) -> bool:
+    return (
+        isinstance(command, Run)
+        and isinstance(command.work, PickledCall)
+        and len(command.work.pickled) > LONG
+    )
+
+
 class PoolStream:
     """The pool stream over a link; `welcome` is what the runtime said first.
 
@@ -629,7 +716,9 @@ class PoolStream:
         """Send these in one frame; where the link is lost, they go when the stream goes on."""
         with self._turn:
             self._owed = 0
-            frame = self._sender.frame(commands, self.seen)
+            few = len(commands) <= _FEW and any(map(_is_long, commands))
+            new = self._sender.long_frame if few else self._sender.frame
+            frame = new(commands, self.seen)
             try:
                 self._link.send(frame)
             except StreamLost:

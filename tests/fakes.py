@@ -84,9 +84,17 @@ class FakeRuntime:
         return websocket_frame(2, self._sender.frame(list(events), 0))
 
     def hear(self) -> list[Command]:
-        """The commands of the next frame that the client sent."""
+        """The commands of the next message that the client sent, in however many frames."""
+        first, body = self._read_frame()
+        assert first & 0x7F == 2
+        while not first & 0x80:
+            first, more = self._read_frame()
+            assert first & 0x7F == 0
+            body += more
+        return self._commands.messages(body)
+
+    def _read_frame(self) -> tuple[int, bytes]:
         first, second = self._read(2)
-        assert first == 0x82
         assert second & 0x80
         size = second & 0x7F
         if size == 126:
@@ -94,8 +102,7 @@ class FakeRuntime:
         elif size == 127:
             size = int.from_bytes(self._read(8), "big")
         mask = self._read(4)
-        body = bytes(byte ^ mask[i % 4] for i, byte in enumerate(self._read(size)))
-        return self._commands.messages(body)
+        return first, bytes(byte ^ mask[i % 4] for i, byte in enumerate(self._read(size)))
 
     def _read(self, size: int) -> bytes:
         data = b""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from typing import get_args
 
 import msgspec
@@ -30,6 +33,7 @@ from mentis_pool.observations import (
     Wanted,
 )
 from mentis_pool.pool_stream import (
+    LONG,
     Begin,
     Broken,
     Cancel,
@@ -59,6 +63,8 @@ from mentis_pool.pool_stream import (
     commands,
     confirmation,
     events,
+    frame_size,
+    pieces,
 )
 
 pack = msgspec.msgpack.encode
@@ -184,6 +190,14 @@ def test_every_command_travels(batch, ack):
     assert (receiver.seq, receiver.acked) == (1, ack)
 
 
+@given(st.lists(each_command), st.lists(each_event), numbers)
+def test_every_message_travels_in_pieces(some_commands, some_events, ack):
+    for receiver, batch in ((commands(), some_commands), (events(), some_events)):
+        frame = b"".join(Sender().long_frame(batch, ack))
+        assert receiver.messages(frame) == batch
+        assert (receiver.seq, receiver.acked) == (1, ack)
+
+
 @given(st.lists(each_event), numbers)
 def test_every_event_travels(batch, ack):
     receiver = events()
@@ -220,6 +234,29 @@ def test_what_an_earlier_version_did_not_say_is_as_it_was():
 def test_a_batch_may_be_of_any_size(size):
     batch = [Credit(i, i) for i in range(size)]
     assert commands().messages(Sender().frame(batch, 0)) == batch
+
+
+@pytest.mark.parametrize("long", [b"x" * (LONG + 1), memoryview(b"x" * (LONG + 1))])
+def test_what_is_long_is_a_piece_by_itself_and_not_copied(long):
+    run = Run(1, 1, PickledCall(long, path=["/a"]), number=3)
+    first, other, last = pieces((1, 0, [run, Close(1)]))
+    assert other is long
+    receiver = commands()
+    assert receiver.messages(b"".join((first, other, last))) == [run, Close(1)]
+
+
+def test_what_ends_with_what_is_long_has_no_piece_after_it():
+    assert [len(piece) for piece in pieces(Part(b"x" * (LONG + 1)))][1:] == [LONG + 1]
+
+
+def test_what_is_as_long_as_may_be_copied_is_copied():
+    assert len(pieces(Part(b"x" * LONG))) == 1
+
+
+def test_a_call_is_part_of_what_it_came_in():
+    frame = Sender().frame([Run(1, 1, PickledCall(b"x" * 1000))], 0)
+    (run,) = commands().messages(frame)
+    assert run.work.pickled.obj is frame
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**16, 2**24])
@@ -287,6 +324,35 @@ def test_what_is_not_confirmed_is_kept_and_sent_once_more():
     assert sender.kept_bytes == 0
     more = sender.frame([Close(6)], 0)
     assert sender.rest(5) == [more]
+
+
+def test_a_long_frame_is_kept_until_it_is_confirmed_as_any_other():
+    sender = Sender()
+    long = sender.long_frame([Run(1, 1, PickledCall(b"x" * (LONG + 1)))], 0)
+    short = sender.frame([Close(1)], 0)
+    assert sender.kept_bytes == sum(map(len, [*long, short])) == frame_size(long) + len(short)
+    assert sender.rest(0) == [long, short]
+    sender.confirmed(1)
+    assert sender.kept_bytes == len(short)
+    assert sender.rest(1) == [short]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have ways of their own")
+def test_memory_of_what_was_long_is_used_again():
+    program = (
+        "import resource\n"
+        "from mentis_pool.pool_stream import keep_memory\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "keep_memory()\n"
+        "for _ in range(5):\n"
+        "    before = faults()\n"
+        "    one = b'x' * 10_000_000\n"
+        "    two = bytearray(one)\n"
+        "    del one, two\n"
+        "print(faults() - before)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
+    assert int(ran.stdout) < 100
 
 
 @pytest.mark.parametrize("seen", [-1, 0, 1, 4])

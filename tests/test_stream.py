@@ -12,7 +12,16 @@ from fakes import FakeRuntime, websocket_frame
 from mentis_pool import ProtocolError, RuntimeUnavailable
 from mentis_pool import stream as stream_module
 from mentis_pool.observations import Start, Stream
-from mentis_pool.pool_stream import Close, Closed, Open, Opened, Said
+from mentis_pool.pool_stream import (
+    LONG,
+    Close,
+    Closed,
+    Open,
+    Opened,
+    PickledCall,
+    Run,
+    Said,
+)
 from mentis_pool.stream import PoolStream, StreamLost, unix_link
 
 
@@ -90,7 +99,7 @@ def test_commands_arrive_in_one_frame(fake, stream):
 
 
 def test_a_large_frame_is_sent_whole_while_the_other_side_reads_slowly(fake, stream):
-    from mentis_pool.pool_stream import Cells, Run
+    from mentis_pool.pool_stream import Cells
 
     run = Run(1, 1, Cells([b"x" * 3_000_000]))
     sender = threading.Thread(target=stream.send, args=([run],))
@@ -98,6 +107,24 @@ def test_a_large_frame_is_sent_whole_while_the_other_side_reads_slowly(fake, str
     assert fake.hear() == [run]
     sender.join(5)
     assert not sender.is_alive()
+
+
+@pytest.mark.parametrize("size", [LONG + 1, 262_144, 1_000_000])
+def test_a_long_call_is_sent_whole_among_others(fake, stream, size):
+    runs = [Run(i, 1, PickledCall(b"x" * each)) for i, each in enumerate((10, size, size))]
+    sender = threading.Thread(target=stream.send, args=([*runs, Close(1)],))
+    sender.start()
+    assert fake.hear() == [*runs, Close(1)]
+    sender.join(5)
+    assert not sender.is_alive()
+
+
+def test_the_end_in_the_middle_of_a_long_frame_is_told(fake, stream):
+    fake.sock.sendall(fake.frame(Said(1, Stream("stdout", b"x" * 100_000)))[:90_000])
+    assert stream.drain() == []
+    fake.sock.close()
+    with pytest.raises(StreamLost):
+        drained(stream, 1)
 
 
 def test_a_ping_is_answered_while_draining(fake, stream):
@@ -171,7 +198,7 @@ def test_sending_to_a_runtime_that_is_gone_is_told_by_the_end(fake, stream):
 
 
 def test_sending_to_a_runtime_that_does_not_read_ends_in_time(fake, stream, monkeypatch):
-    from mentis_pool.pool_stream import Cells, Run
+    from mentis_pool.pool_stream import Cells
 
     monkeypatch.setattr(stream_module, "SEND_TIMEOUT", 0.2)
     began = time.monotonic()

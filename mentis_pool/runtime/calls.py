@@ -16,7 +16,7 @@ PART = 1024 * 1024
 """Bytes of a result that go in one message."""
 
 
-def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
+def call(work: PickledCall, part: Callable[[memoryview], None]) -> Result | Error:
     """Make the call.
 
     Args:
@@ -45,7 +45,9 @@ def call(work: PickledCall, part: Callable[[bytes], None]) -> Result | Error:
     return Result(pickled=_last(result, part))
 
 
-def raised(work: PickledCall, exc: BaseException, part: Callable[[bytes], None]) -> Result | Error:
+def raised(
+    work: PickledCall, exc: BaseException, part: Callable[[memoryview], None]
+) -> Result | Error:
     """What a call's exception is, as text and as bytes; ``part`` as for `call`."""
     failure = failure_of(exc)
     try:
@@ -67,11 +69,12 @@ def _bounded(what: str, pickled: bytes, work: PickledCall) -> bytes:
     return pickled
 
 
-def _last(pickled: bytes, part: Callable[[bytes], None]) -> bytes:
+def _last(pickled: bytes, part: Callable[[memoryview], None]) -> bytes:
     """Hand out all parts but the last, which is given back."""
     at = 0
+    whole = memoryview(pickled)
     while len(pickled) - at > PART:
-        part(pickled[at : at + PART])
+        part(whole[at : at + PART])
         at += PART
     return pickled[at:] if at else pickled
 

@@ -16,6 +16,8 @@ import termios
 from collections.abc import Iterable
 from typing import Any
 
+from mentis_pool.pool_stream import ROOM
+
 KEEPS_PACKETS = sys.platform == "linux"
 """Whether `packets` stay apart; macOS has no such sockets."""
 _PR_SET_PDEATHSIG = 1
@@ -33,13 +35,24 @@ def packets() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, kind)
 
 
+def enlarge(sock: socket.socket, room: int = ROOM) -> int:
+    """Have a Unix socket take so many bytes before its reader must read; how many it took before.
+
+    SO_SNDBUF of socket(7); what Linux says of it has its own use of memory in it.
+    """
+    before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+    return before // 2 if sys.platform == "linux" else before
+
+
 def name_sender(sock: socket.socket) -> None:
     """Have the kernel say with each message from whom it is (SO_PASSCRED of unix(7), Linux)."""
     if sys.platform == "linux":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
 
-def send(sock: socket.socket, data: bytes, fds: Iterable[int]) -> None:
+def send(sock: socket.socket, data: bytes | bytearray, fds: Iterable[int]) -> None:
     """socket.send_fds(), but for its import: a newly forked process copies what that touches."""
     sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 

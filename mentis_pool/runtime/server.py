@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import platform
 import secrets
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -40,6 +41,7 @@ from mentis_pool.observations import (
     Stream,
 )
 from mentis_pool.pool_stream import (
+    LONG,
     OWED,
     PATH,
     SEEN,
@@ -53,6 +55,7 @@ from mentis_pool.pool_stream import (
     Command,
     Credit,
     Event,
+    Frame,
     Measure,
     Measured,
     Open,
@@ -66,7 +69,10 @@ from mentis_pool.pool_stream import (
     Welcome,
     commands,
     confirmation,
+    frame_size,
+    keep_memory,
 )
+from mentis_pool.runtime import posix
 from mentis_pool.runtime.gate import Gate
 from mentis_pool.runtime.supervisor import NoRoom, Sandbox, Supervisor
 from mentis_pool.runtime.v1 import V1, nowhere
@@ -91,7 +97,7 @@ class Link(Protocol):
     def takes_more(self) -> bool:
         """Whether it may be sent to now; `Session.send` is called when that changes."""
 
-    def send_frame(self, frame: bytes) -> None:
+    def send_frame(self, frame: Frame) -> None:
         """Send, without waiting."""
 
     def cut(self) -> None:
@@ -334,7 +340,8 @@ class Session:
             some, self._outbox, size = _some(self._outbox)
             self._owed = 0
             self._size -= size
-            self.link.send_frame(self._sender.frame(some, self.seen))
+            new = self._sender.long_frame if size > LONG * len(some) else self._sender.frame
+            self.link.send_frame(new(some, self.seen))
         self._resume()
 
     def _resume(self) -> None:
@@ -438,6 +445,11 @@ class _Protocol(uvicorn_websockets.WebSocketsSansIOProtocol):
     session: Session | None = None
     """Whose frames these are; None where they are for the application."""
 
+    def connection_made(self, transport: Any) -> None:
+        """A client is there."""
+        super().connection_made(transport)
+        posix.enlarge(transport.get_extra_info("socket"))
+
     def handle_connect(self, event: Any) -> None:
         """Let the application find this."""
         super().handle_connect(event)
@@ -481,11 +493,18 @@ class _Protocol(uvicorn_websockets.WebSocketsSansIOProtocol):
         """Whether the client has read most of what was sent, or is gone."""
         return self.writable.is_set()
 
-    def send_frame(self, frame: bytes) -> None:
+    def send_frame(self, frame: Frame) -> None:
         """Send to a client that is there; where it is gone, nothing."""
-        if self.conn.state is State.OPEN and not self.transport.is_closing():
+        if self.conn.state is not State.OPEN or self.transport.is_closing():
+            return
+        if isinstance(frame, bytes):
             self.conn.send_binary(frame)
             self.transport.write(b"".join(self.conn.data_to_send()))
+            return
+        # What is long would be copied three times.
+        self.transport.write(struct.pack("!BBQ", 0x82, 127, frame_size(frame)))
+        for piece in frame:
+            self.transport.write(memoryview(piece))
 
     def resume_writing(self) -> None:
         """The client has taken what was sent."""
@@ -524,11 +543,13 @@ def server(
         loopback: whether it is reached by the names of this machine alone.
         linger: seconds that a session is kept whose client is gone without a word.
     """
+    keep_memory()
     return _Server(
         uvicorn.Config(
             Gate(application(supervisor, linger), token, loopback),
             ws=_Protocol,
-            ws_max_size=1 << 31,
+            # More than one run has, whose length has four bytes on its way to a worker.
+            ws_max_size=1 << 33,
             ws_ping_interval=None,
             ws_per_message_deflate=False,
             http="h11",

@@ -57,7 +57,18 @@ from mentis_pool.observations import (
     StreamName,
     Wanted,
 )
-from mentis_pool.pool_stream import Cells, InUse, Open, PickledCall, Put, Run, Shell, Standing, Work
+from mentis_pool.pool_stream import (
+    LONG,
+    Cells,
+    InUse,
+    Open,
+    PickledCall,
+    Put,
+    Run,
+    Shell,
+    Standing,
+    Work,
+)
 from mentis_pool.runtime import groups, isolation, posix, wire
 from mentis_pool.runtime.action import Action, death
 from mentis_pool.runtime.groups import Group, Groups
@@ -167,22 +178,28 @@ class Channel(Generic[M]):
 
     def read(self) -> int:
         """Take what has arrived, if anything has; how many bytes, if it goes on."""
+        room = None if self._with_fds else self._unpacker.room()
+        data = b""
         try:
-            if self._with_fds:
+            if room is not None:
+                count = self._sock.recv_into(room)
+            elif self._with_fds:
                 data, fds, self.sender = posix.receive(self._sock, _CHUNK, 8)
                 self.fds.extend(fds)
+                count = len(data)
             else:
                 data = self._sock.recv(_CHUNK)
+                count = len(data)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:
             self._fail(END_OF_FILE)  # reset: the other side died with something unread
             return 0
-        if not data:
+        if not count:
             self._fail(END_OF_FILE)
             return 0
         try:
-            messages = self._unpacker.feed(data)
+            messages = self._unpacker.feed(data) if room is None else self._unpacker.came(count)
         except ProtocolError as exc:
             self._fail(f"what the cell's process sent is no message: {exc}")
             return 0
@@ -196,7 +213,7 @@ class Channel(Generic[M]):
             self.reading = False
             if self._heard_all is not None:
                 self._heard_all()
-        return len(data)
+        return count
 
     def read_on(self, wanted: Callable[[], bool]) -> None:
         """Take what is there already, as long as it is wanted; not what is written meanwhile."""
@@ -272,9 +289,11 @@ class _Runs:
         """Whether the worker has to read before more can be written."""
         self._apart = True
         """Whether all that may be unread are whole runs."""
+        self._small: int | None = None
+        """How much it takes ahead otherwise, while that is more for the sake of what is long."""
         self._sent_all: Callable[[], None] | None = None
         """Called once when nothing is left to be written."""
-        self._held: deque[tuple[int, bytes]] = deque()
+        self._held: deque[tuple[int, bytearray]] = deque()
         """What goes ahead and was not sent yet, by its number: with others it wakes the worker once."""
         self._full = False
         """Whether there was no room for all that is held."""
@@ -283,12 +302,15 @@ class _Runs:
 
     def send(self, message: wire.ToWorker, then: Callable[[], None] | None = None) -> None:
         """Send this, or keep it until the worker reads; ``then`` is called when all was written."""
-        packed = memoryview(wire.pack(message))
-        fits = len(packed) <= wire.PACKET
+        packed = wire.pack_long(message) if _is_long(message) else [wire.pack(message)]
+        fits = len(packed) == 1 and len(packed[0]) <= wire.PACKET
         self._apart = posix.KEEPS_PACKETS and fits and isinstance(message, wire.RunWork)
         self._sent_all = then
-        for at in range(0, len(packed), wire.PACKET):
-            self._unsent.append(packed[at : at + wire.PACKET])
+        if len(packed) > 1 and self._small is None:
+            self._small = posix.enlarge(self._filled)
+        for piece in packed:
+            for at in range(0, len(piece), wire.PACKET):
+                self._unsent.append(memoryview(piece)[at : at + wire.PACKET])
         self._write()
 
     def _write(self) -> None:
@@ -303,6 +325,9 @@ class _Runs:
         if self._waits:
             self._waits = False
             self._loop.remove_writer(self._filled)
+        if self._small is not None and self._filled.fileno() != -1:
+            posix.enlarge(self._filled, self._small)
+            self._small = None
         then, self._sent_all = self._sent_all, None
         if then is not None and self._filled.fileno() != -1:
             then()
@@ -342,7 +367,7 @@ class _Runs:
                 self._unsent.append(memoryview(self._held.popleft()[1]))
                 self._write()
 
-    def _sent(self, packet: bytes | memoryview) -> int:
+    def _sent(self, packet: bytearray | memoryview) -> int:
         """How much of it was sent: all or nothing, where packets stay apart."""
         try:
             return self._filled.send(packet)
@@ -368,6 +393,11 @@ class _Runs:
             self._loop.remove_writer(self._filled)
             self._filled.close()
             self._taken.close()
+
+
+def _is_long(message: wire.ToWorker) -> bool:
+    work = message.work if isinstance(message, wire.RunWork) else None
+    return isinstance(work, PickledCall) and len(work.pickled) > LONG
 
 
 class _Timer:

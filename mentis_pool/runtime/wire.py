@@ -13,7 +13,7 @@ import msgspec
 from mentis_pool.errors import ProtocolError
 from mentis_pool.limits import Limits
 from mentis_pool.observations import Cut, Display, End, Error, File, Left, Part, Result
-from mentis_pool.pool_stream import Given, Put, Work
+from mentis_pool.pool_stream import LONG, Buffer, Given, Put, Work, pieces
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Bytes of one message; a longer one is refused."""
@@ -196,13 +196,20 @@ M = TypeVar("M")
 _encoder = msgspec.msgpack.Encoder()
 
 
-def pack(message: msgspec.Struct) -> bytes:
+def pack(message: msgspec.Struct) -> bytearray:
     """One message as bytes, its length before it."""
     # Not encode(), which crashes the process where memory runs out (msgspec 0.22).
     packed = bytearray()
     _encoder.encode_into(message, packed, 4)
     packed[:4] = (len(packed) - 4).to_bytes(4, "big")
-    return bytes(packed)
+    return packed
+
+
+def pack_long(message: msgspec.Struct) -> list[Buffer]:
+    """The same in pieces; bytes in it that are long are not copied."""
+    first, *others = pieces(message)
+    size = len(first) + sum(map(len, others))
+    return [size.to_bytes(4, "big") + bytes(first), *others]
 
 
 _run_decoder = msgspec.msgpack.Decoder(RunWork)
@@ -220,28 +227,63 @@ class Unpacker(Generic[M]):
         self._limit = limit
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(messages)
         self._pending = bytearray()
+        self._long: memoryview | None = None
+        """Of a long message, the room for all of it: what grows as it comes is copied many times."""
+        self._filled = 0
+        """Bytes of it that have come."""
 
-    def feed(self, data: bytes) -> list[M]:
+    def room(self) -> memoryview | None:
+        """Where the next bytes may be put, of a long message that is not whole; then they `came`."""
+        return None if self._long is None else self._long[self._filled :]
+
+    def came(self, count: int) -> list[M]:
+        """So many bytes were put into the `room`; the message that they complete, as `feed`."""
+        assert self._long is not None
+        self._filled += count
+        if self._filled < len(self._long):
+            return []
+        whole, self._long = self._long, None
+        return [self._decode(whole)]
+
+    def feed(self, data: bytes | bytearray) -> list[M]:
         """The messages that these bytes complete.
 
         Raises:
             ProtocolError: a message is too long, or is none of the expected.
         """
-        self._pending += data
-        pending = self._pending
         messages: list[M] = []
+        rest = memoryview(data)
+        room = self.room()
+        if room is not None:
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            messages += self.came(count)
+            rest = rest[count:]
+        self._pending += rest
         at = 0
-        while len(pending) - at >= 4:
-            size = int.from_bytes(pending[at : at + 4], "big")
-            if size > self._limit:
-                raise ProtocolError(f"a message of {size} bytes is over the limit of {self._limit}")
-            if len(pending) - at - 4 < size:
-                break
-            body = bytes(pending[at + 4 : at + 4 + size])
-            at += 4 + size
-            try:
-                messages.append(self._decoder.decode(body))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-                raise ProtocolError(f"not a message: {exc}", body) from exc
-        del pending[:at]
+        with memoryview(self._pending) as pending:
+            while len(pending) - at >= 4:
+                size = int.from_bytes(pending[at : at + 4], "big")
+                if size > self._limit:
+                    raise ProtocolError(
+                        f"a message of {size} bytes is over the limit of {self._limit}"
+                    )
+                begin, end = at + 4, at + 4 + size
+                if end > len(pending):
+                    if size > LONG:
+                        self._long = memoryview(bytearray(size))
+                        self._filled = len(pending) - begin
+                        self._long[: self._filled] = pending[begin:]
+                        at = len(pending)
+                    break
+                at = end
+                # A copy: messages may have views of it.
+                messages.append(self._decode(bytes(pending[begin:end])))
+        del self._pending[:at]
         return messages
+
+    def _decode(self, body: bytes | memoryview) -> M:
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            raise ProtocolError(f"not a message: {exc}", bytes(body)) from exc

@@ -170,6 +170,7 @@ class Worker:
         os.setsid()
         self._pid = os.getpid()
         self._sock = sock
+        posix.enlarge(sock)
         self._runs = runs
         self._written = written
         self.limit()
@@ -199,6 +200,14 @@ class Worker:
     def _next(self) -> wire.ToWorker | None:
         """What comes next; None where nothing more will."""
         while not self._heard:
+            room = self._commands.room()
+            if room is not None:
+                # Packets end where messages do.
+                count = self._runs.recv_into(room)
+                if not count:
+                    return None
+                self._heard += self._commands.came(count)
+                continue
             data = self._runs.recv(wire.PACKET)
             if not data:
                 return None
@@ -501,10 +510,13 @@ class Worker:
         assert not isinstance(command, wire.RunWork)
         return command
 
-    def _part(self, data: bytes) -> None:
+    def _part(self, data: memoryview) -> None:
         # It is done, and nothing but its result may follow: it cannot be interrupted any more.
         self._running = False
-        self._say(Part(data))
+        with self._saying:
+            # It is bytes where it arrives.
+            for piece in wire.pack_long(Part(data)):  # type: ignore[arg-type]
+                self._sock.sendall(piece)
 
     def _show(self, shown: Display | Cut) -> None:
         if os.getpid() != self._pid:

@@ -81,6 +81,16 @@ def test_a_child_whose_end_was_awaited_can_still_be_waited_for():
     assert process.wait() == -signal.SIGKILL
 
 
+def test_a_socket_takes_more_ahead_and_then_as_much_as_before():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        posix.enlarge(ours, posix.enlarge(ours))
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == before
+        posix.enlarge(ours)
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= before
+
+
 def test_a_tracker_is_told_from_others():
     assert not posix.is_tracker(os.getpid())
     assert not posix.is_tracker(2**31 - 1)

@@ -24,7 +24,7 @@ from mentis_pool.observations import (
     Start,
     Stream,
 )
-from mentis_pool.pool_stream import Cells, Given, PickledCall, Piece, Put, Shell
+from mentis_pool.pool_stream import LONG, Cells, Given, PickledCall, Piece, Put, Shell
 from mentis_pool.runtime.wire import (
     MAX_MESSAGE,
     Died,
@@ -53,6 +53,7 @@ from mentis_pool.runtime.wire import (
     ToZygote,
     Unpacker,
     pack,
+    pack_long,
     unpack_run,
 )
 
@@ -153,6 +154,49 @@ def test_a_message_of_some_megabytes_travels():
     unpacker = Unpacker(FromWorker)
     got = [m for i in range(0, len(data), 1 << 18) for m in unpacker.feed(data[i : i + (1 << 18)])]
     assert got == [message]
+
+
+@pytest.mark.parametrize("step", [1000, 1 << 16, 1 << 18])
+@pytest.mark.parametrize("before", [0, 1, 300])
+def test_long_messages_and_short_ones_come_in_any_pieces(step, before):
+    messages = [Part(b"a" * size) for size in (10, LONG - 9, LONG, LONG + 1, 5, 300_000, 0, 70_000)]
+    messages += [Idle()] * before
+    data = b"".join(map(pack, [*messages[-before:], *messages] if before else messages))
+    unpacker = Unpacker(FromWorker)
+    got = [m for i in range(0, len(data), step) for m in unpacker.feed(data[i : i + step])]
+    assert got[before:] == messages
+    assert unpacker.room() is None
+
+
+def test_what_comes_of_a_long_message_may_be_put_where_it_stays():
+    run = RunWork(3, PickledCall(b"x" * 200_000), None)
+    data = memoryview(pack(run))
+    unpacker = Unpacker(ToWorker)
+    assert unpacker.feed(data[:100]) == []
+    at, got = 100, []
+    while (room := unpacker.room()) is not None:
+        assert len(room) == len(data) - at
+        count = min(len(room), 1 << 16)
+        room[:count] = data[at : at + count]
+        got += unpacker.came(count)
+        at += count
+    assert got == [run]
+    assert unpacker.feed(pack(run)) == [run]
+
+
+@pytest.mark.parametrize("message", [Part(b"x" * 200_000), Part(b"x"), Idle()], ids=lambda m: "")
+def test_a_message_in_pieces_is_the_same_message(message):
+    packed = pack_long(message)
+    assert Unpacker(FromWorker).feed(b"".join(packed)) == [message]
+    assert len(packed) == 1 or packed[1] is message.data
+
+
+def test_a_long_message_that_is_none_is_refused_once_it_is_whole():
+    unpacker = Unpacker(FromWorker)
+    data = framed(b"\xc1" * 100_000)
+    assert unpacker.feed(data[:-1]) == []
+    with pytest.raises(ProtocolError, match="not a message"):
+        unpacker.feed(data[-1:])
 
 
 # ── what a worker sends is not trusted ──────────────────────────────────────
