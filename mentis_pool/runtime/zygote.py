@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
+from mentis_pool.pool_stream import keep_memory
 from mentis_pool.runtime import forks, grounds, posix, wire
 
 STANDS = b"\n"
@@ -63,6 +64,8 @@ def main(fd: int, log: int, plan: grounds.Plan, preload: list[str]) -> None:
         return
     template = worker.Worker()
     template.rehearse()
+    # Less than elsewhere: it is in each kept worker, beside what its memory is limited to.
+    keep_memory(16 << 20)
     its = init.Init(template, ground)
     ground.loaded()
     forks.leave_out()
