@@ -144,6 +144,8 @@ class Engine:
         self._wire = threading.Lock()
         self._corked: int | None = None
         """The thread that hears events, and keeps what it has to send until it has heard all."""
+        self._live: set[Task] = set()
+        """Tasks whose futures are not settled."""
         self._followers: dict[Task, Follower] = {}
         self._asked: dict[int, Future[Measured]] = {}
         """Questions for what the sandboxes use, until they are answered."""
@@ -190,6 +192,7 @@ class Engine:
                 self._decide_for_caller(self._add, task)
 
     def _add(self, task: Task) -> list[Order]:
+        self._live.add(task)
         self._coming -= 1
         return self._pool.add(task)
 
@@ -571,6 +574,7 @@ class Engine:
             self._log("info", "task_cancelled", task, queued=queued, running=0.0, output_bytes=0)
         # Neither holds the other any longer.
         task.future._task = None
+        self._live.discard(task)
         self._uploads.pop(task, None)
         follower = self._followers.pop(task, None)
         if follower is not None:
@@ -824,6 +828,10 @@ class Engine:
 
     def _resolve(self, task: Task, error: Exception | None) -> None:
         future = task.future
+        if future is None or (task.claimed and future.done()):
+            # Whoever did it was interrupted then, or was sooner.
+            self._live.discard(task)
+            return
         value: Any = None
         failure: BaseException | None
         try:
@@ -852,13 +860,16 @@ class Engine:
         except InvalidStateError:
             # Somebody else set it: their outcome stays.
             pass
-        except BaseException as exc:  # noqa: BLE001 - a callback's SystemExit; the outcome is set
+        except BaseException as exc:
+            if not future.done():
+                raise  # an interrupt of who reads for itself: `_end` settles it
+            # A callback's SystemExit.
             log("warning", "callback_raised", task_id=task.key, error=in_words(exc))
-        finally:
-            # Neither holds the other any longer.
-            future._task = task.future = task.rebuilt = None
-            self._followers.pop(task, None)
-            self._uploads.pop(task, None)
+        # Neither holds the other any longer.
+        future._task = task.future = task.rebuilt = None
+        self._live.discard(task)
+        self._followers.pop(task, None)
+        self._uploads.pop(task, None)
 
     def _returned(self, task: Task) -> tuple[Any] | None:
         """What a call returned, where there is nothing else to tell of it: a short cut for most."""
@@ -950,6 +961,9 @@ class Engine:
                 error.__cause__ = broken
             self._broken = error
             self._decide(self._pool.fail, error, time.monotonic())
+            # Who decided on these was interrupted before it had carried that out.
+            for task in list(self._live):
+                self._settle(task, error)
         with self._lock:
             self._room.notify_all()
         self._ending.set()

@@ -108,6 +108,7 @@ class Settings:
 
 
 _RETURNED = Result()
+_CLAIMED = ("RUNNING", "CANCELLED_AND_NOTIFIED")
 _OF_FILES = frozenset((Wanted, File, Left))
 
 
@@ -278,7 +279,12 @@ class Task:
         Its waiters are told, once. For who holds the engine's lock.
         """
         if self.claimed is None:
-            self.claimed = bool(self.future.set_running_or_notify_cancel())
+            state = self.future._state
+            if state in _CLAIMED:
+                # An interrupt kept it from being noted.
+                self.claimed = state == "RUNNING"
+            else:
+                self.claimed = bool(self.future.set_running_or_notify_cancel())
         return self.claimed
 
     def sent(self, action: int) -> None:

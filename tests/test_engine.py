@@ -12,6 +12,7 @@ import threading
 import time
 import types
 import weakref
+from concurrent.futures import Future
 
 import family
 import psutil
@@ -20,8 +21,9 @@ from interrupts import each_interrupt
 
 from mentis_pool import BrokenSandboxPool, CellFuture, SandboxDied, SandboxExecutor, connection
 from mentis_pool.engine import Engine
+from mentis_pool.observations import End, Result, Start
 from mentis_pool.pool import Pool
-from mentis_pool.pool_stream import Cells
+from mentis_pool.pool_stream import Cells, Said
 from mentis_pool.stream import PoolStream
 from mentis_pool.task import Settings, Task
 from mentis_pool.threads import Threads
@@ -224,6 +226,47 @@ def test_an_interrupt_of_who_kills_at_any_moment_hangs_nobody(monkeypatch):
         task, future = killed[-1]
         assert future.done() or not task.ended or engine._fault is not None, where
         engine._fault = None
+
+
+def test_an_interrupt_of_who_reads_for_itself_at_any_moment_leaves_no_future_without_an_end(
+    monkeypatch,
+):
+    functions = (
+        *(Engine._drain_for_caller, Engine._hear_all, Engine._hear_said, Engine._decide),
+        *(Engine._said, Engine._carry_out, Engine._settle, Engine._resolve),
+        *(Pool.said, Pool._over, Pool._settle, Pool._take_back),
+        *(Future.set_running_or_notify_cancel, Future.set_result),
+    )
+    made = []
+
+    def read():
+        engine = idle_engine(monkeypatch)
+        said = [Start(0.0, 1), Result(text="1"), End(0.1)]
+        task = Task("t", 1, Cells([b""]), Settings(), None, 0.0)
+        future = task.future = CellFuture(task, engine)
+        made.append((engine, future))
+        engine._pool.connected()
+        engine._add(task)
+        events = [Said(task.action, each) for each in said]
+        engine._connection = types.SimpleNamespace(
+            drain=lambda: events,
+            send=lambda _: None,
+            names=lambda *_: ("a", "s"),
+            close=lambda: None,
+        )
+        engine._drain_for_caller()
+
+    ends = set()
+    for where in each_interrupt(functions, read):
+        engine, future = made[-1]
+        if engine._fault is not None:
+            engine._end(engine._fault)
+        assert future.done(), where
+        assert not engine._live, where
+        ends.add(type(future.exception(0)))
+    # It is told how it ended, or that this is not known.
+    assert ends <= {type(None), BrokenSandboxPool}
+    assert len(ends) == 2
 
 
 def test_who_is_killed_while_it_waits_to_be_run_again_makes_room(monkeypatch):
