@@ -6,8 +6,8 @@ prints a text of its own, whose hash is compared.
 
 cuts       the connection is cut
 deaths     the same, and a worker is killed every 200 ms: what was hit fails, nothing else
-runtime    the embedded runtime is killed every 10 s (no proxy): every future is settled,
-           and no cell runs twice that gave a result
+runtime    the embedded runtime is killed every 10 s (no proxy), and nothing is run again that
+           may have begun: every future is settled, and no cell runs twice that gave a result
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> table.Report:
                 deaths = count(executor, cells // 4)
             deaths["cuts"] = chaos.cuts - cuts["cuts"]
             deaths["killed"] = len(killed)
-    with SandboxExecutor(2, state="reuse", isolation="process") as executor:
+    with SandboxExecutor(2, state="reuse", isolation="process", retries=0) as executor:
         executor.submit("1").result()
         with every(RUNTIME_EVERY, lambda: kill_one(children(os.getpid()))) as killed:
             lost = count(executor, cells // 4)

@@ -132,7 +132,7 @@ class Engine:
         """Told when a task has left the queue, where its length is bounded."""
         self._coming = 0
         """Tasks that were let in and are not in the pool yet."""
-        self._pool = Pool(max_workers)
+        self._pool = Pool(max_workers, [number for number, its in lanes.items() if its.goes_ahead])
         self._connection: Connection | None = None
         self._generation = 0
         """Of the connection, counted as the pool counts."""

@@ -14,6 +14,7 @@ import bisect
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -161,10 +162,12 @@ class Pool:
 
     Args:
         max_workers: tasks running at once at most.
+        ahead: the lanes whose tasks go to workers ahead of their turn.
     """
 
-    def __init__(self, max_workers: int) -> None:
+    def __init__(self, max_workers: int, ahead: Collection[int] = (CALLS,)) -> None:
         self._max_workers = max_workers
+        self._ahead = ahead
         self._lanes = {number: _Lane(number, False) for number in (CELLS, CALLS)}
         self._at_runtime: dict[int, Task] = {}
         """Tasks by action, from Send to End."""
@@ -312,9 +315,9 @@ class Pool:
         self._connected = False
         self._failures += 1
         orders: list[Order] = []
-        # Of cells as many as there are workers may have begun, and not yet be known to: one
-        # had not while so many waited there that were sent before it and are older. Calls go
-        # to workers ahead of their turn, and end by the dozen before a word of it is sent.
+        # As many as there are workers may have begun, and not yet be known to: one had not
+        # while so many waited there that were sent before it and are older. But what goes to
+        # workers ahead of its turn may have ended by the dozen before a word of it is sent.
         doubtful: list[int] = []
         for task in list(self._at_runtime.values()):
             self._take_back(task)
@@ -324,13 +327,13 @@ class Pool:
             lane = self._lanes.get(task.lane)
             only_sent = lane is not None and task.waits and not task.known
             before = bisect.bisect(doubtful, task.number)
-            only_waited = task.lane != CALLS and before >= self._max_workers
+            only_waited = task.lane not in self._ahead and before >= self._max_workers
             if only_sent and lane is not None and (lane.begun or only_waited):
                 # It only waited there; before those that wait here behind it.
                 task.unsent()
                 bisect.insort(lane.queue, task, key=_number)
             else:
-                if only_sent and task.lane != CALLS:
+                if only_sent and task.lane not in self._ahead:
                     doubtful.insert(before, task.number)
                 orders += self._over(task, task.lost(reason, now, kind), reason)
         for lane in self._lanes.values():

@@ -136,6 +136,11 @@ class Open(_Message, tag=0, frozen=True):
     limits: Limits | None = None
     initializer_timeout: float | None = None
 
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether runs may be given to a worker before they are its turn."""
+        return self.state == "reuse" and self.tasks is None
+
 
 class Run(_Message, tag=1, frozen=True):
     """Run this in a sandbox of this lane.

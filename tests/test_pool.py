@@ -178,6 +178,20 @@ def test_any_call_that_was_sent_may_have_begun_when_the_runtime_is_lost():
     assert sends(pool.connected()) == cells[2:]
 
 
+@pytest.mark.parametrize("ahead", [(CELLS, CALLS), ()])
+def test_so_may_cells_where_they_go_ahead_and_calls_do_not_where_they_do_not(ahead):
+    pool = Pool(2, ahead)
+    pool.connected()
+    calls, cells = tasks(15, CALLS), tasks(15)
+    for task in [*calls, *cells]:
+        pool.add(task)
+    pool.disconnected("gone", NOW)
+    told = [task for task in [*calls, *cells] if task.ended]
+    assert told == ([*calls, *cells] if ahead else calls[:2])
+    assert {type(error_of(task)) for task in told} == {OutcomeUnknown}
+    assert pool.waiting == 30 - len(told)
+
+
 def test_what_only_waited_at_a_lost_runtime_is_sent_again_and_nothing_is_counted():
     pool = connected(max_workers=2)
     some = tasks(6)

@@ -517,3 +517,13 @@ def test_part_of_a_frame_is_none(make, sample):
         with pytest.raises(ProtocolError):
             make().messages(sample[:end])
     assert make().messages(sample)
+
+
+def test_what_is_for_several_runs_of_a_process_goes_ahead():
+    goes = [
+        (state, tasks)
+        for state in ("fresh", "reuse", "new", "session")
+        for tasks in (None, 5)
+        if Open(1, state, tasks).goes_ahead
+    ]
+    assert goes == [("reuse", None)]

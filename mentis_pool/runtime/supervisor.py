@@ -566,7 +566,7 @@ class Sandbox:
         self.number = number
         self._supervisor = supervisor
         self._state = opened.state
-        self._goes_ahead = posix.KEEPS_PACKETS and opened.state == "reuse" and opened.tasks is None
+        self._goes_ahead = posix.KEEPS_PACKETS and opened.goes_ahead
         """Whether runs may be sent to its worker before they are its turn."""
         self._most_tasks = 1 if opened.state == "fresh" else opened.tasks
         self._initializer = opened.initializer
