@@ -40,9 +40,9 @@ OWED = 256 * 1024
 State = Literal["fresh", "reuse", "new", "session"]
 
 
-MAX_RUN = (1 << 32) - (1 << 20)
+MAX_RUN = (1 << 32) - (1 << 28)
 """Bytes of sources, variables, calls and input that one run may have, all together: messages
-count theirs with 32 bits. And those of its files."""
+count theirs with 32 bits, and have names and environments besides. And those of its files."""
 MAX_RESULT = 1 << 30
 """Bytes of what one call may give, where nobody says otherwise."""
 
@@ -323,14 +323,15 @@ Buffer = bytes | memoryview
 
 
 def keep_memory(block: int = 32 << 20) -> None:
-    """Have malloc keep what was freed of long messages, twice a block at most, for the next.
+    """Have malloc keep what was freed of long messages, some blocks, for the next.
 
     To be given pages anew takes longer than all that is done with what is in them. glibc gives
     back at once what is larger than the largest that it has had back so far, up to 32 MiB, and
     what is free at the end of its heap beyond twice as much (mallopt(3), M_MMAP_THRESHOLD).
     Others may do otherwise; this costs nothing.
     """
-    bytearray(block - (8 << 10))
+    # Not bytearray(), which would write into it first.
+    bytes(block - (8 << 10))
 
 
 def pieces(message: object) -> list[Buffer]:

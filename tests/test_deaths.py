@@ -152,8 +152,9 @@ def test_what_is_returning_died_unless_all_of_it_came(executor, shown, victim):
     hit = executor.submit(family.large)
     other = executor.submit(family.WAIT, go=str(shown / "go"))
     family.worker_of(other)
+    worker = family.worker_of(hit)
     next(said for said in hit.observations() if isinstance(said, Part))
-    kill(victim, executor, family.worker_of(hit))
+    kill(victim, executor, worker)
     assert type(hit.exception(BOUND)) is SandboxDied
     if victim in ALONE:
         (shown / "go").touch()

@@ -95,22 +95,31 @@ class _Hook(DisplayHook):  # type: ignore[misc]
         self.value = result
 
 
+_PARTS = ("display_formatter", "exiter", "history_manager", "magics_manager")
+"""Of a shell, for good."""
+
+
 class _History(HistoryManager):  # type: ignore[misc]
     """IPython's, of which nothing stays for the next namespace."""
 
     def forget(self, directory: Path) -> None:
         """As `reset`, and what that leaves; ``directory`` is where cells begin."""
-        self.output_hist.clear()
+        # Whatever a cell has put there.
+        self.output_hist: dict[int, Any] = {}
         for name in ("outputs", "exceptions"):  # from IPython 9 on
             if hasattr(self, name):
                 getattr(self, name).clear()
-        self.dir_hist[:] = [directory]
-        self.input_hist_parsed[:] = [""]
-        self.input_hist_raw[:] = [""]
+        self.dir_hist = [directory]
+        self.input_hist_parsed = [""]
+        self.input_hist_raw = [""]
         # Kept for a database that is not there: all sources of a kept process.
-        self.db_input_cache.clear()
+        self.db_input_cache: list[Any] = []
         # What `_i` and the like show.
         self._i00 = self._i = self._ii = self._iii = ""
+
+
+# As `%config` has it.
+_History.__name__ = "HistoryManager"
 
 
 class _Publisher(DisplayPublisher):  # type: ignore[misc]
@@ -188,7 +197,7 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
     displayhook_class = Type(_Hook)
     display_pub_class = Type(_Publisher)
     show: Show
-    directory = Path.cwd()
+    directory = Path("/")
     """Where cells begin."""
     _own_callbacks: dict[str, int]
     _plain_printers: dict[type, Any]
@@ -396,6 +405,9 @@ class CellShell(InteractiveShell):  # type: ignore[misc]
         self.user_module = module
         self.user_ns = module.__dict__
         self.user_ns_hidden.clear()
+        for part in _PARTS:
+            # What was made plain, and a cell has put there.
+            self.__dict__.pop(part, None)
         self.displayhook._ = self.displayhook.__ = self.displayhook.___ = ""
         self.history_manager.forget(self.directory)
         self.execution_count = 1
@@ -432,12 +444,8 @@ def build_shell() -> CellShell:
     shell._plain_printers = {kind: printers.get(kind, printers[int]) for kind in _PLAIN}
     _make_plain(
         shell,
-        "display_formatter",
-        "execution_count",
-        "exiter",
-        "history_manager",
-        "last_execution_result",
-        "magics_manager",
+        *_PARTS,
+        *("execution_count", "last_execution_result"),
     )
     _make_plain(shell.displayhook, "exec_result", "shell")
     _make_plain(

@@ -163,6 +163,13 @@ def set_in(path: str, value: bytes) -> None:
         os.close(fd)
 
 
+def trim_memory() -> None:
+    """Give back what was freed (malloc_trim(3), glibc): small things keep large ones that lie below."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def open_more() -> None:
     """Have as many descriptors as may be had: the soft limit is the hard one from now on.
 

@@ -60,6 +60,7 @@ from mentis_pool.pool_stream import (
     Measured,
     Open,
     Opened,
+    PickledCall,
     Put,
     Refused,
     Run,
@@ -204,7 +205,7 @@ class Session:
         messages = self._receiver.messages(frame)
         self._sender.confirmed(self._receiver.acked)
         for command in messages:
-            self.obey(command)
+            self.obey(_on_its_own(command, len(frame)))
         self._owed += len(frame)
         if self._owed > OWED:
             self._confirm()
@@ -357,6 +358,23 @@ class Session:
         self._lanes = Lanes(0)
         for sandbox in list(self._sandboxes.values()):
             sandbox.close("the client is gone")
+
+
+def _on_its_own(command: Command, size: int) -> Command:
+    """The same, which does not keep what it came in with others, of so many bytes."""
+    if isinstance(command, Open):
+        first = command.initializer
+        if isinstance(first, PickledCall):
+            return msgspec.structs.replace(command, initializer=_copy(first))
+    elif size > LONG and isinstance(command, Run):
+        work = command.work
+        if isinstance(work, PickledCall) and len(work.pickled) <= LONG:
+            return msgspec.structs.replace(command, work=_copy(work))
+    return command
+
+
+def _copy(call: PickledCall) -> PickledCall:
+    return msgspec.structs.replace(call, pickled=bytes(call.pickled))
 
 
 def _size(observation: Observation) -> int:

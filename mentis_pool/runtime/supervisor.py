@@ -83,6 +83,8 @@ FORK_PATIENCE = 30.0
 END_OF_FILE = "end of file"
 PROMPT = 0.002
 """Seconds within which a run must be done for others to be sent to its worker meanwhile."""
+_LARGE, _A_MOMENT = 32 << 20, 0.1
+"""Bytes of a call, from which on their memory is given back, and seconds after its end."""
 LAST_BREATH = 0.05
 """Seconds between the end of a worker's socket and the news of its death."""
 _CLOSED = Error("protocol", "the cell closed the connection of its process to the runtime")
@@ -331,14 +333,17 @@ class _Runs:
         then, self._sent_all = self._sent_all, None
         if then is not None and self._filled.fileno() != -1:
             then()
+        self.send_held_soon()
 
     def hold(self, run: wire.RunWork) -> bool:
         """Have this go in one packet, which can be taken back, with `send_held`; whether it can."""
+        if self._unsent or self._full or not self._apart or _is_long(run):
+            return False
         packed = wire.pack(run)
-        can = self._apart and not (self._unsent or self._full) and len(packed) <= wire.PACKET
-        if can:
-            self._held.append((run.number, packed))
-        return can
+        if len(packed) > wire.PACKET:
+            return False
+        self._held.append((run.number, packed))
+        return True
 
     def send_held(self) -> None:
         """Send all that is held, as far as there is room."""
@@ -822,7 +827,7 @@ class Sandbox:
     def _send_signal(self, pid: int, number: int) -> None:
         self._signals += 1
         if not self._signal_timer:
-            self._signal_timer.set(PATIENCE, self._give_up)
+            self._signal_timer.set(PATIENCE, self._give_up_all)
         self._init.send(wire.Signal(pid, number))
 
     def _signalled(self) -> None:
@@ -917,7 +922,14 @@ class Sandbox:
         if not (self._drained or (worker.tasks and isinstance(run.work, PickledCall))):
             # What was written between two cells belongs to none.
             self._drain(None)
-        worker.runs.send(self._work(run))
+        try:
+            worker.runs.send(self._work(run))
+        except (OverflowError, MemoryError) as exc:
+            # What one run has is no trouble of anybody else's.
+            why = f"it is too large for its process: {str(exc) or type(exc).__name__}"
+            self._give_up(run, Error("payload", why))
+            self._next()
+            return
         self._begin(worker, run)
         self._send_ahead(worker)
         # Behind a wall one that waits could be traced by the cell, and all are killed at its end;
@@ -1122,9 +1134,9 @@ class Sandbox:
             self._worker.said = said
             self._worker.signalled = True
             self._send_signal(self._worker.pid, signal.SIGKILL)
-            self._timer.set(PATIENCE, self._give_up)
+            self._timer.set(PATIENCE, self._give_up_all)
 
-    def _give_up(self) -> None:
+    def _give_up_all(self) -> None:
         self._supervisor.kill_init(self._directory)
         self._lost(f"its processes could not be ended within {PATIENCE:g} s")
 
@@ -1248,9 +1260,17 @@ class Sandbox:
             self._begin(worker, self._ahead.popleft())
         self._listener.done(action.number, self._prompt, self._closed)
         for run in lost:
-            self._listener.said(run.action, Error("died", "the process that took it is gone"))
-            self._listener.said(run.action, End(0.0))
-            self._listener.done(run.action, False)
+            self._give_up(run, Error("died", "the process that took it is gone"))
+        work = action.run.work
+        if isinstance(work, PickledCall) and len(work.pickled) > _LARGE:
+            # Nobody has it any more then.
+            self._loop.call_later(_A_MOMENT, posix.trim_memory)
+
+    def _give_up(self, run: Run, why: Error) -> None:
+        """It is not run."""
+        self._listener.said(run.action, why)
+        self._listener.said(run.action, End(0.0))
+        self._listener.done(run.action, False)
 
     def _retire(self, worker: _Worker) -> None:
         """Nothing of this worker stays; the next one takes its place when it is gone."""
@@ -1262,7 +1282,7 @@ class Sandbox:
         files_stay = self._state == "session" and not (over and over.which == "disk")
         fork = self._order_fork() if self._spare is None else None
         self._init.send(wire.Retire(worker.pid, files_stay, fork))
-        self._timer.set(PATIENCE, self._give_up)
+        self._timer.set(PATIENCE, self._give_up_all)
 
     # ── limits ──────────────────────────────────────────────────────────────
 

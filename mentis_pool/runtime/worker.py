@@ -337,8 +337,8 @@ class Worker:
         try:
             self._be_as_new()
             self._stdin(None)
-        except BaseException:  # noqa: BLE001 - of what a cell leaves behind; the next one tries again
-            return
+        except BaseException:  # noqa: BLE001 - of what a cell leaves behind: no other shall meet it
+            os._exit(1)
         self._prepared = True
 
     def _raised(self, work: Work, exc: BaseException) -> Result | Error:

@@ -16,6 +16,7 @@ import pytest
 from mentis_pool import (
     CellTimeout,
     Cut,
+    Limits,
     RuntimeUnavailable,
     SandboxError,
     SandboxExecutor,
@@ -494,6 +495,36 @@ def test_a_cell_has_no_descriptors_but_its_own(level, eventually):
     # What is the sandbox's own is where no cell stumbles over it.
     assert {fd for fd in without if fd < 200} == {0, 1, 2}
     assert not any("memfd" in its for its in without.values())
+
+
+SPOILS = {
+    "the directories": "get_ipython().history_manager.dir_hist = ()",
+    "the outputs": "get_ipython().history_manager.output_hist = None",
+    "the history": "get_ipython().history_manager = None",
+    "the magics": "get_ipython().magics_manager = None",
+    "the display": "get_ipython().display_formatter = None",
+    "the shell's own": "type(get_ipython()).clear = None",
+}
+
+
+@pytest.mark.parametrize("what", SPOILS)
+def test_what_a_cell_spoils_is_whole_for_the_next(reuse, what):
+    reuse.submit(SPOILS[what]).exception()
+    for _ in range(3):
+        result = reuse.submit("get_ipython().run_line_magic('pwd', '')\nprint('x')\n1").result()
+        assert (result.stdout, result.value) == ("x\n", 1)
+    assert reuse.submit("%pwd").result().value == "/work"
+
+
+def test_a_runtime_does_not_keep_what_a_long_call_had(eventually):
+    with SandboxExecutor(1, limits=Limits(memory=None)) as executor:
+        executor.submit(abs, 1).result()
+        runtime = psutil.Process(executor._engine._connection._runtime.pid)
+        before = runtime.memory_info().rss
+        for _ in range(3):
+            assert executor.submit(len, bytes(120 * MB)).result() == 120 * MB
+            assert executor.submit(abs, -1).result() == 1
+        eventually(lambda: runtime.memory_info().rss - before < 40 * MB)
 
 
 def test_a_kept_process_keeps_no_sources(reuse):

@@ -1072,3 +1072,41 @@ def test_what_goes_ahead_and_finds_no_room_is_sent_later_or_taken_back():
         runs.close()
 
     asyncio.run(script())
+
+
+@pytest.mark.parametrize("error", [OverflowError("too many bytes"), MemoryError()], ids=repr)
+def test_a_run_that_no_process_can_be_given_ends_and_no_other_does(play, error, monkeypatch):
+    real = wire.pack_long
+
+    def pack_long(message):
+        if isinstance(message, wire.RunWork) and message.number in (2, 3, 5):
+            raise error
+        return real(message)
+
+    monkeypatch.setattr(wire, "pack_long", pack_long)
+
+    async def script(stage):
+        _, worker = await stage.first()
+        stage.run(1)
+        stage.run(2, 3, work=PickledCall(LONG))
+        stage.run(4)
+        await stage.go_on()
+        assert worker.take() == 1
+        worker.say_done()
+        await stage.go_on()
+        # Alone, and where nothing else is to come.
+        assert worker.take() == 4
+        worker.say_done()
+        await stage.go_on()
+        stage.run(5, work=PickledCall(LONG))
+        await stage.go_on()
+        assert [stage.outcome(i) for i in range(1, 6)] == [1, "payload", "payload", 4, "payload"]
+        assert not stage.begun(5)
+        stage.run(6)
+        await stage.go_on()
+        assert worker.take() == 6
+        worker.say_done()
+        await stage.go_on()
+        assert stage.outcome(6) == 6
+
+    play(script)

@@ -301,6 +301,7 @@ def test_in_a_kept_process_stdin_is_as_new_whatever_a_cell_did_to_it(reuse, what
         "import os, sys\nsys.stdin is sys.__stdin__, sys.stdin.encoding, vars(sys.stdin),"
         " sys.stdin.fileno(), os.get_inheritable(0), sys.stdin.readline(), sys.stdin.read()"
     )
+    reuse.submit("import os; os.remove('lines')").result()
     for stdin, first, rest in ((None, "", ""), ("a\r\nb", "a\n", "b"), (None, "", "")):
         result = reuse.options(stdin=stdin).submit(cell).result()
         assert result.value == (True, "utf-8", {"mode": "r"}, 0, True, first, rest)
