@@ -37,8 +37,8 @@ def asleep(seconds=60):
     time.sleep(seconds)
 
 
-def large(size=200 << 20):
-    """More than fits into all buffers on its way, and takes a while."""
+def large(size=100 << 20):
+    """More than fits into all buffers on its way."""
     named()
     return bytes(size)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import family
@@ -148,13 +149,25 @@ def test_what_may_have_begun_and_may_not_be_tried_again_is_unknown_and_the_rest_
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_what_is_returning_died_unless_all_of_it_came(executor, shown, victim):
+def test_what_is_returning_died_unless_all_of_it_came(executor, shown, victim, monkeypatch):
+    heard, killed = threading.Event(), threading.Event()
+    hear = executor._engine._hear_said
+
+    def hear_until(action, said, now):
+        hear(action, said, now)
+        if any(isinstance(each, Part) for each in said):
+            # The rest is on its way until then.
+            heard.set()
+            killed.wait(BOUND)
+
+    monkeypatch.setattr(executor._engine, "_hear_said", hear_until)
     hit = executor.submit(family.large)
     other = executor.submit(family.WAIT, go=str(shown / "go"))
     family.worker_of(other)
     worker = family.worker_of(hit)
-    next(said for said in hit.observations() if isinstance(said, Part))
+    assert heard.wait(BOUND)
     kill(victim, executor, worker)
+    killed.set()
     assert type(hit.exception(BOUND)) is SandboxDied
     if victim in ALONE:
         (shown / "go").touch()
