@@ -73,7 +73,7 @@ def measure(arguments: argparse.Namespace) -> table.Report:
     with SandboxExecutor(2, state="reuse", isolation="process", retries=0) as executor:
         executor.submit("1").result()
         with every(RUNTIME_EVERY, lambda: kill_one(children(os.getpid()))) as killed:
-            lost = count(executor, cells // 4)
+            lost = count(executor, cells)
         lost["killed"] = len(killed)
     names = ("cells", "cuts", "killed", "lost", "failed", "doubled", "mixed up")
     return table.Report(
