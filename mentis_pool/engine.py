@@ -828,10 +828,8 @@ class Engine:
 
     def _resolve(self, task: Task, error: Exception | None) -> None:
         future = task.future
-        if future is None or (task.claimed and future.done()):
-            # Whoever did it was interrupted then, or was sooner.
-            self._live.discard(task)
-            return
+        if future is None:
+            return  # its follower was sooner
         value: Any = None
         failure: BaseException | None
         try:
@@ -963,7 +961,10 @@ class Engine:
             self._decide(self._pool.fail, error, time.monotonic())
             # Who decided on these was interrupted before it had carried that out.
             for task in list(self._live):
-                self._settle(task, error)
+                self._live.discard(task)
+                future = task.future
+                if future is not None and not (task.claimed and future.done()):
+                    self._settle(task, error)
         with self._lock:
             self._room.notify_all()
         self._ending.set()
